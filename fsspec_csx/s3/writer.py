@@ -11,7 +11,6 @@ from typing import Any
 from fsspec_csx.s3.multipart import MultipartUpload, gather_or_cancel
 from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, PARTS, first_part_size, part_size
 from fsspec_csx.s3.put_object import Call, put
-from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
 from fsspec_csx.s3.transport.event_loop import Work
 from fsspec_csx.s3.transport.memory import new_buffer, populate
 from fsspec_csx.s3.transport.pool import PART, Transfer
@@ -19,8 +18,9 @@ from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 
 # Smaller pieces are copied, even if they could be referenced.
 _SMALL = 64 * 1024
-# Copies go into chunks. Chunks for large writes are reused, because the kernel zeroes new memory.
-_CHUNK, _LENT_FROM = 4 * 2**20, 2**20
+# Copies go into chunks that grow. From _BUFFER_FROM on, these are buffers, which are reused: the kernel zeroes new
+# memory. A part has one buffer, but a part above _LARGEST_BUFFER has several of _STEP.
+_BUFFER_FROM, _LARGEST_BUFFER, _STEP = 2**20, 16 * 2**20, 4 * 2**20
 # A larger write of memory that may change afterwards waits until it is sent, instead of copying it.
 _SENT_AT_ONCE = 64 * 2**20
 _CREATION_SECONDS = 30.0
@@ -71,7 +71,7 @@ class PartWriter:
         self._buffered = 0
         self._chunk = memoryview(b"")
         self._sealed = self._used = 0
-        self._lent: list[memoryview] = []  # reusable chunks that hold only bytes of this part
+        self._lent: list[memoryview] = []  # the buffers of this part
         self._free: list[memoryview] = []
         self._sent_before = 0
         self._changed = threading.Condition()
@@ -93,6 +93,8 @@ class PartWriter:
             Exception: the error of a part that failed before.
         """
         self._choose()
+        if self.upload is None and self._filled + len(view) > self._part_size:
+            self._begin()
         at_once = not stable and len(view) >= _SENT_AT_ONCE
         while view:
             room = self._part_size - self._filled
@@ -171,8 +173,7 @@ class PartWriter:
         """Choose the size of the first parts, once."""
         if not self._chosen:
             self._chosen = True
-            # With small parts, the same memory holds more parts in flight.
-            if self._transfer.width > MIN_REQUESTS and not self.copied:
+            if not self.copied:  # with small parts, the same memory holds more parts in flight
                 self._first_part = self._part_size = LEAST_PART
 
     # -- the part that is being filled ------------------------------------------------------------------------------
@@ -191,16 +192,16 @@ class PartWriter:
             self._filled += len(taken)
 
     def _new_chunk(self, wanted: int) -> memoryview:
-        size = max(_SMALL, min(max(2 * len(self._chunk), wanted), _CHUNK))
-        if wanted < _LENT_FROM:
+        size = max(_SMALL, 2 * len(self._chunk), wanted)
+        if size < _BUFFER_FROM:
             return memoryview(bytearray(size))
         if self._free:
             memory = self._free.pop()
         else:
-            memory = new_buffer(_CHUNK)
-            populate(memory)
+            memory = new_buffer(self._first_part if self._first_part <= _LARGEST_BUFFER else _STEP)
+            populate(memory[:wanted])
         self._lent.append(memory)
-        return memory[: self._part_size - self._filled]  # a chunk holds bytes of one part, to be free once that is sent
+        return memory[: self._part_size - self._filled]  # bytes of one part, to be free once that is sent
 
     def _seal(self) -> None:
         """Add the copied bytes so far to the part, before other memory follows them."""
