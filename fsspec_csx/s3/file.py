@@ -222,10 +222,12 @@ class CSXFile(ReadFile):
         check_open(self.path, self.closed or self.forced)
 
     def _write(self, data: Any, *, stable: bool, borrowed: bool) -> int:
-        self._check_written()
+        if self.mode == "rb" or self.closed or self.forced:
+            self._check_written()
         view = single_bytes(data)
+        size = len(view)
         if self._dropped:
-            return len(view)  # ignore what the dropped wrapper flushes
+            return size  # ignore what the dropped wrapper flushes
         if self._pid != os.getpid():
             raise _fork_error(self.path)
         try:
@@ -233,8 +235,8 @@ class CSXFile(ReadFile):
         except BaseException:
             self.discard()
             raise
-        self.loc += len(view)
-        return len(view)
+        self.loc += size
+        return size
 
     def writable(self) -> bool:
         """Return whether the file can be written to."""

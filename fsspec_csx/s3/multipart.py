@@ -10,7 +10,6 @@ import contextlib
 import functools
 import hashlib
 import re
-import time
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -146,10 +145,8 @@ class MultipartUpload:
 
     async def _create(self) -> None:
         checksum = {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"} if self._checked else {}
-        began = time.monotonic()
         answer, self._carried = await with_checksum(self._call, self._transfer, "create_multipart_upload", checksum)
         self.id = answer["UploadId"]
-        self._transfer.slots.answered(time.monotonic() - began)  # a far store needs many requests from the first on
 
     async def send(self, number: int, payload: RequestBody) -> None:
         """Send a part; when this returns or raises, no thread uses the payload any more.

@@ -26,11 +26,11 @@ _SMALL = 64 * _MIB
 _LARGE = 256 * _MIB
 
 
-def part_size(number: int, first: int = PART) -> int:
+def part_size(number: int, first: int = LEAST_PART) -> int:
     """Return the bytes of a part of an object of unknown size.
 
-    The first 5,000 parts have one size, as some stores (Cloudflare R2) require: 8 MiB each unless the caller chooses,
-    together up to 39 GiB. After them, the size doubles every 490 parts, up to 5 GiB.
+    The first 5,000 parts have one size, as some stores (Cloudflare R2) require: 5 MiB each unless the caller chooses,
+    together up to 24 GiB. After them, the size doubles every 490 parts, up to 5 GiB.
 
     Args:
         number: of the part, from 1.

@@ -16,11 +16,11 @@ from fsspec_csx.s3.transport.memory import new_buffer, populate
 from fsspec_csx.s3.transport.pool import PART, Transfer
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 
-# Smaller pieces are copied, even if they could be referenced.
-_SMALL = 64 * 1024
-# Copies go into chunks that grow. From _BUFFER_FROM on, these are buffers, which are reused: the kernel zeroes new
-# memory. A part has one buffer, but a part above _LARGEST_BUFFER has several of _STEP.
-_BUFFER_FROM, _LARGEST_BUFFER, _STEP = 2**20, 16 * 2**20, 4 * 2**20
+# Smaller pieces are copied, even if they could be referenced: consecutive ones are joined up to _JOINED.
+_SMALL, _JOINED = 64 * 1024, 2**20
+# Other copies go into buffers, which are reused, as the kernel zeroes new memory. A part has one buffer, or several of
+# _STEP if it is larger than _LARGEST_BUFFER.
+_LARGEST_BUFFER, _STEP = 16 * 2**20, 4 * 2**20
 # A larger write of memory that may change afterwards waits until it is sent, instead of copying it.
 _SENT_AT_ONCE = 64 * 2**20
 _CREATION_SECONDS = 30.0
@@ -65,11 +65,12 @@ class PartWriter:
         self.upload: MultipartUpload | None = None
         self.copied: Sequence[dict[str, Any]] = ()
         self._number = 0  # of the last part
-        # The next part so far: referenced memories and sealed pieces of chunks, and the unsealed piece of _chunk.
+        self._joined = bytearray()  # small pieces, before they are added to the next part
+        # The next part so far: referenced memories and sealed pieces of buffers, and the unsealed piece of _buffer.
         self._memories: list[memoryview] = []
         self._filled = 0
         self._buffered = 0
-        self._chunk = memoryview(b"")
+        self._buffer = memoryview(b"")
         self._sealed = self._used = 0
         self._lent: list[memoryview] = []  # the buffers of this part
         self._free: list[memoryview] = []
@@ -92,6 +93,21 @@ class PartWriter:
         Raises:
             Exception: the error of a part that failed before.
         """
+        size = len(view)
+        if size < _SMALL:
+            self._joined += view
+            if len(self._joined) >= _JOINED:
+                self._add_joined()
+            return
+        self._add_joined()
+        self._add(view, stable=stable, borrowed=borrowed)
+
+    def _add_joined(self) -> None:
+        if self._joined:
+            joined, self._joined = self._joined, bytearray()
+            self._add(memoryview(joined), stable=True)
+
+    def _add(self, view: memoryview, *, stable: bool, borrowed: bool = False) -> None:
         self._choose()
         if self.upload is None and self._filled + len(view) > self._part_size:
             self._begin()
@@ -116,7 +132,7 @@ class PartWriter:
 
     def expect(self, size: int) -> None:
         """Choose the part size for an object of about ``size`` bytes, and create the upload, if nothing was written."""
-        if self._filled or self._number or self.copied or self.upload:
+        if self._joined or self._filled or self._number or self.copied or self.upload:
             return
         self._first_part = self._part_size = first_part_size(size, self._first_part, chosen=self._chosen)
         self._chosen = True
@@ -129,6 +145,7 @@ class PartWriter:
         Args:
             conditions: of PutObject and CompleteMultipartUpload, such as ``IfNoneMatch``.
         """
+        self._add_joined()
         if self.upload is None and not self.copied:
             payload = self._payload()
             sending = put(self._call, self._transfer, payload, checked=self._checked, **conditions)
@@ -142,7 +159,7 @@ class PartWriter:
     def fits(self, size: int) -> bool:
         """Return whether ``write`` can take ``size`` bytes without sending a part, and so without waiting."""
         self._choose()
-        return size < _SENT_AT_ONCE and self._filled + size <= self._part_size
+        return size < _SENT_AT_ONCE and self._filled + len(self._joined) + size <= self._part_size
 
     def stop(self) -> None:
         """Send no more, and make a ``write`` or ``finish`` that waits in another thread raise."""
@@ -180,33 +197,29 @@ class PartWriter:
 
     def _copy(self, piece: memoryview) -> None:
         while piece:
-            if self._used == len(self._chunk):
+            if self._used == len(self._buffer):
                 self._seal()
-                self._chunk = self._new_chunk(len(piece))
-                self._buffered += len(self._chunk)
-                self._sealed = self._used = 0
-            end = min(len(self._chunk), self._used + len(piece))
-            taken, piece = piece[: end - self._used], piece[end - self._used :]
-            self._chunk[self._used : end] = taken
-            self._used = end
+                self._take_buffer(len(piece))
+            taken, piece = piece[: len(self._buffer) - self._used], piece[len(self._buffer) - self._used :]
+            self._buffer[self._used : self._used + len(taken)] = taken
+            self._used += len(taken)
+            self._buffered += len(taken)
             self._filled += len(taken)
 
-    def _new_chunk(self, wanted: int) -> memoryview:
-        size = max(_SMALL, 2 * len(self._chunk), wanted)
-        if size < _BUFFER_FROM:
-            return memoryview(bytearray(size))
+    def _take_buffer(self, wanted: int) -> None:
         if self._free:
             memory = self._free.pop()
         else:
             memory = new_buffer(self._first_part if self._first_part <= _LARGEST_BUFFER else _STEP)
             populate(memory[:wanted])
         self._lent.append(memory)
-        return memory[: self._part_size - self._filled]  # bytes of one part, to be free once that is sent
+        self._buffer = memory[: self._part_size - self._filled]
+        self._sealed = self._used = 0
 
     def _seal(self) -> None:
         """Add the copied bytes so far to the part, before other memory follows them."""
         if self._used > self._sealed:
-            self._memories.append(self._chunk[self._sealed : self._used])
+            self._memories.append(self._buffer[self._sealed : self._used])
             self._sealed = self._used
 
     def _payload(self) -> RequestBody:
@@ -236,8 +249,7 @@ class PartWriter:
         buffered, lent = self._buffered, self._lent
         self._wait_until(lambda: len(self._in_flight) < self._transfer.in_flight and self._has_room(buffered))
         payload, self._lent = self._payload(), []
-        if lent:  # the next part must not use their free space: they are reused once this part is sent
-            self._chunk, self._sealed, self._used = memoryview(b""), 0, 0
+        self._buffer, self._sealed, self._used = memoryview(b""), 0, 0  # reused once this part is sent
         self._sent_before += payload.length
         with self._changed:
             self._buffered_in_flight += buffered

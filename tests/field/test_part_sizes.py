@@ -32,12 +32,12 @@ def test_unknown_size(first: int) -> None:
 
 
 def test_documented_steps() -> None:
-    """By default a size changes first after 39 GiB, and then every 490 parts."""
+    """By default a size changes first after 24 GiB, and then every 490 parts."""
     sizes = [part_size(number) for number in range(1, PARTS + 1)]
     changes = [number for number in range(1, PARTS) if sizes[number] != sizes[number - 1]]
     assert changes == [5000 + 490 * step for step in range(10)]
-    assert sizes[0] == 8 * MIB
-    assert sum(sizes[:5000]) // 2**30 == 39
+    assert sizes[0] == 5 * MIB
+    assert sum(sizes[:5000]) // 2**30 == 24
 
 
 @given(firsts, st.integers(0, 400))

@@ -9,7 +9,6 @@ import hashlib
 import mmap
 import os
 import threading
-import time
 import tracemalloc
 import uuid
 from collections.abc import Iterator
@@ -137,6 +136,20 @@ def test_buffers(fs: CSXFileSystem, folder: str, kind: str, method: str) -> None
             assert getattr(file, method)(buffer) == len(TWO_PARTS)
             assert file.write(np.zeros((0, 3))) == 0
     assert fs.cat_file(f"{folder}/object") == TWO_PARTS
+
+
+def test_unknown_size(server: LocalS3, folder: str, proxy: FaultProxy) -> None:
+    """Parts have the smallest size that S3 allows, whatever the pieces are; the order of the bytes is kept."""
+    fs = through(proxy, server)
+    pieces = [DATA[:100], DATA[100:3000], DATA[3000 : 6 * MIB], DATA[6 * MIB : 6 * MIB + 10], DATA[6 * MIB + 10 :]]
+    reused = bytearray(len(DATA))
+    with fs.open(f"{folder}/object", "wb") as file:
+        for piece in pieces:
+            reused[: len(piece)] = piece
+            file.write(memoryview(reused)[: len(piece)])
+            assert file.tell() == sum(map(len, pieces[: pieces.index(piece) + 1]))
+    assert sizes(parts(proxy)) == [5 * MIB, 5 * MIB, 5 * MIB, len(DATA) - 15 * MIB]
+    assert fs.cat_file(f"{folder}/object") == DATA
 
 
 def test_expected_size(server: LocalS3, folder: str, proxy: FaultProxy) -> None:
