@@ -9,6 +9,7 @@ import hashlib
 import mmap
 import os
 import threading
+import time
 import tracemalloc
 import uuid
 from collections.abc import Iterator
