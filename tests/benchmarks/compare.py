@@ -16,12 +16,11 @@ import importlib.metadata
 import math
 import os
 import platform
-import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `python -m tests.benchmarks.compare`
 
@@ -32,7 +31,7 @@ from plot import as_svg
 from report import Report
 from rounds import measure
 from sections import CASES, FILES, SECTIONS, SHARDED, Section, asked
-from servers import SERVERS, running
+from servers import SERVERS, exit_on_sigterm, running
 from table import NOTES, as_markdown, as_text, facts
 
 _ROUNDS, _QUICK_ROUNDS = 5, 1
@@ -128,11 +127,6 @@ def _readme(report: Report, text: str) -> str:
     return text
 
 
-def _terminated(*_: object) -> NoReturn:
-    # The default would leave the server running.
-    sys.exit(128 + signal.SIGTERM)
-
-
 def main(given: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _arguments(given)
@@ -152,5 +146,5 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminated)
+    exit_on_sigterm()
     sys.exit(main())

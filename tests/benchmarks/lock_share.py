@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from cases import WARM_UP, Case
 from peers import PEERS
-from servers import SERVERS, running
+from servers import SERVERS, exit_on_sigterm, running
 from target import Target
 from usage import cpu_seconds
 
@@ -144,4 +144,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     main()

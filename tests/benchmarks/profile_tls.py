@@ -20,11 +20,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cases import WARM_UP, Case
-from servers import running
+from servers import exit_on_sigterm, running
 from target import Target
 
 CASE = Case("large", tensors=64, size=16 * 2**20)
-FAULT_PAGES = 2**16  # of new memory, touched once, to see what a page costs
 
 
 class Profile:
@@ -53,26 +52,30 @@ def measured(target: Target) -> dict[str, float]:
     import fsspec.asyn
     from files import Ours
 
-    from fsspec_csx.s3.transport import byte_range, exchange, tls
+    from fsspec_csx.s3.transport import byte_range, exchange, link, tls
 
     client, profile = Ours(target), Profile()
     client.load(WARM_UP.key("torch"), WARM_UP)
     profile.watch(exchange, "recv_into", "bodies")
+    profile.watch(link.Link, "_fill", "bodies")
+    profile.watch(link.Link, "_fill", "bodies of links")
+    profile.watch(link, "populate", "pages")
     profile.watch(byte_range.RangeRequest, "advance", "checksums")
     profile.watch(exchange.Exchange, "_send", "requests")
+    profile.watch(link.Link, "get", "requests")
     profile.watch(tls.TLSConnection, "connect", "connections")
     before = resource.getrusage(resource.RUSAGE_SELF), time.thread_time(), _loop_time(fsspec.asyn.get_loop())
     client.load(CASE.key("torch"), CASE)
     after = resource.getrusage(resource.RUSAGE_SELF), time.thread_time(), _loop_time(fsspec.asyn.get_loop())
-    faults = (after[0].ru_minflt - before[0].ru_minflt) * _seconds_of_a_fault()
+    seconds = profile.seconds
     return {
         "all": sum(_of(after[0])) - sum(_of(before[0])),
         "of it, in the kernel": _of(after[0])[1] - _of(before[0])[1],
-        "new pages of the tensors' memory": faults,
-        "records of TLS": profile.seconds["bodies"] - profile.seconds["checksums"] - faults,
-        "CRC-32": profile.seconds["checksums"],
-        "connections": profile.seconds["connections"],
-        "requests and heads of responses": profile.seconds["requests"] - profile.seconds["connections"],
+        "new pages of the tensors' memory": seconds["pages"],
+        "records of TLS": seconds["bodies"] - seconds["checksums"] - seconds["pages"],
+        "CRC-32": seconds["checksums"],
+        "connections": seconds["connections"],
+        "requests and heads of responses": seconds["requests"] - seconds["bodies of links"] - seconds["connections"],
         "event loop: signing, scheduling": after[2] - before[2],
         "the caller's thread: pickle, tensors": after[1] - before[1],
     }
@@ -87,15 +90,6 @@ def _loop_time(loop: Any) -> float:
         return time.thread_time()
 
     return asyncio.run_coroutine_threadsafe(seconds(), loop).result()
-
-
-def _seconds_of_a_fault() -> float:
-    import torch
-
-    memory = torch.empty(FAULT_PAGES * 4096, dtype=torch.uint8)
-    began = time.thread_time()
-    memory[::4096] = 1
-    return (time.thread_time() - began) / FAULT_PAGES
 
 
 def main() -> None:
@@ -118,4 +112,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     main()

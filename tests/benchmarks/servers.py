@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -67,6 +68,11 @@ def running(server: str, cases: Sequence[Case], kinds: Iterable[str]) -> Iterato
         target = target_of(local)
         fill(target, cases, kinds)
         yield target
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM raise SystemExit, which ends the servers; by default they would keep running."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def _stub(server: str, directory: str | None) -> Nginx | FarStore:

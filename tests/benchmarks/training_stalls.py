@@ -16,7 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from servers import SERVERS, running
+from servers import SERVERS, exit_on_sigterm, running
 
 import fsspec_csx
 from fsspec_csx import trainer
@@ -140,4 +140,5 @@ def main(given: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     main()
