@@ -157,7 +157,7 @@ def same(first: Any, second: Any) -> bool:
     if type(first) is not type(second):
         return False
     if isinstance(first, torch.Tensor):
-        return same_tensors(first, second)
+        return _same_tensors(first, second)
     if isinstance(first, Mapping):
         keys = {key: type(key) for key in first}
         return keys == {key: type(key) for key in second} and all(same(first[key], second[key]) for key in keys)
@@ -170,8 +170,7 @@ def same(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
-def same_tensors(first: torch.Tensor, second: torch.Tensor, *, plain: bool = False) -> bool:
-    """Return whether two tensors are the same; if ``plain``, only dtypes, shapes and elements are compared."""
+def _same_tensors(first: torch.Tensor, second: torch.Tensor) -> bool:
     if is_lazy(first):
         return is_lazy(second)
     if first.layout != second.layout or first.dtype != second.dtype or first.is_nested != second.is_nested:
@@ -180,7 +179,7 @@ def same_tensors(first: torch.Tensor, second: torch.Tensor, *, plain: bool = Fal
         return same([*first.unbind()], [*second.unbind()])
     if first.shape != second.shape or first.device.type != second.device.type:
         return False
-    kept = plain or (first.requires_grad == second.requires_grad and _attributes(first) == _attributes(second))
+    kept = first.requires_grad == second.requires_grad and _attributes(first) == _attributes(second)
     return kept and _same_elements(first.detach(), second.detach())
 
 
