@@ -106,15 +106,13 @@ def redact(text: str) -> str:
     return _AUTHORIZATION.sub(r"\1***", text)
 
 
-class _Redact(logging.Filter):
-    """Redacts records. A record that cannot be formatted is left to the handlers, which report it."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        with contextlib.suppress(Exception):
-            _redact_message(record)
-        with contextlib.suppress(Exception):
-            _redact_trace(record)
-        return True
+def _redact_record(record: logging.LogRecord) -> bool:
+    """Redact a record, as a filter. One that cannot be formatted is left to the handlers, which report it."""
+    with contextlib.suppress(Exception):
+        _redact_message(record)
+    with contextlib.suppress(Exception):
+        _redact_trace(record)
+    return True
 
 
 def _redact_message(record: logging.LogRecord) -> None:
@@ -139,11 +137,8 @@ def _redact_trace(record: logging.LogRecord) -> None:
             record.exc_text = shown  # formatters use it instead of their own
 
 
-_filter = _Redact()
-
-
 def redact_logs() -> None:
     """Redact the logs of the libraries; call it again for loggers that were created later."""
     made = [each for each in list(logging.root.manager.loggerDict) if each.partition(".")[0] in _LIBRARIES]
     for name in {*_LOGGERS, *made}:
-        logging.getLogger(name).addFilter(_filter)
+        logging.getLogger(name).addFilter(_redact_record)

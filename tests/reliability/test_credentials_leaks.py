@@ -170,15 +170,15 @@ def test_the_search_finds_what_is_there(server: LocalS3, proxy: FaultProxy, seen
     fs.connect()
     for name in list(logging.root.manager.loggerDict):
         logger = logging.getLogger(name)
-        if redaction._filter in logger.filters:
-            logger.removeFilter(redaction._filter)
+        if redaction._redact_record in logger.filters:
+            logger.removeFilter(redaction._redact_record)
             removed.append(logger)
     try:
         with suppress(OSError):
             fs.ls(BUCKET)
     finally:
         for logger in removed:
-            logger.addFilter(redaction._filter)
+            logger.addFilter(redaction._redact_record)
     assert len(removed) > 20
     assert TOKEN in seen.text.getvalue()
     assert signatures(proxy)
