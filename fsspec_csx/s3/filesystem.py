@@ -225,12 +225,20 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
 
     def split_path(self, path: str) -> tuple[str, str, str | None]:
         """Split a path into bucket, key and version; without ``version_aware``, ``?versionId=`` is part of the key."""
+        if not (":" in path or "?" in path or path[:1] == "/" or path[-1:] == "/"):  # s3fs would take much longer
+            bucket, _, key = path.partition("/")
+            return bucket, key, None
         bucket, key, version = super().split_path(path)
         if key and not key.endswith("/"):
             key += path[len(path.rstrip("/")) :]  # older releases of s3fs drop the trailing slashes
         if not self.version_aware and (mark := path.find("?versionId=", len(bucket))) >= 0:
             key += path[mark:]
         return bucket, key, version
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        """Forget the listings of a path's folders, or all listings."""
+        if path is None or len(self.dircache):
+            super().invalidate_cache(path)
 
     def open(
         self, path: str, mode: str | None = None, *args: Any, compression: str | None = None, **kwargs: Any

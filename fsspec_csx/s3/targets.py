@@ -78,7 +78,8 @@ def check_local(pairs: Iterable[PathPair]) -> None:
     """
     files = [each._replace(target=os.path.abspath(each.target)) for each in pairs if each.type != "directory"]
     sources = _sources(files, "Fetch one of them alone.")
-    for folder in {parent for path in sources for parent in _parents(path)}:
+    direct = {os.path.dirname(path) for path in sources}
+    for folder in direct.union(*map(_parents, direct)):
         if folder in sources:
             msg = f"{sources[folder]!r} is an object and a folder; {folder!r} cannot be both. Fetch the object alone."
             raise IsADirectoryError(msg)

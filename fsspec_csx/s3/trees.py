@@ -152,8 +152,8 @@ async def get(
         pairs = pair_paths(found, target, is_list=is_list, into=into)
         check_inside(pairs, target)
     check_local(pairs)
-    for pair in pairs:
-        os.makedirs(pair.target if pair.type == "directory" else os.path.dirname(pair.target) or ".", exist_ok=True)
+    for folder in {pair.target if pair.type == "directory" else os.path.dirname(pair.target) for pair in pairs}:
+        os.makedirs(folder or ".", exist_ok=True)
     files = [each for each in pairs if each.type != "directory"]
     size = kwargs.pop("batch_size", fs.batch_size)
     callback.set_size(len(files))

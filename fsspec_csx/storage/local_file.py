@@ -75,13 +75,18 @@ def resolve_target(path: str) -> tuple[str, int | None]:
     Raises:
         PermissionError: if the file is write-protected; a rename would replace it nevertheless.
     """
-    target = os.path.realpath(path)
-    if not os.path.exists(target):
+    target = os.path.join("" if os.path.isabs(path) else os.getcwd(), path)  # realpath would take much longer
+    try:
+        mode = os.lstat(target).st_mode
+        if stat.S_ISLNK(mode):
+            target = os.path.realpath(target)
+            mode = os.stat(target).st_mode
+    except FileNotFoundError:
         return target, None
     if not os.access(target, os.W_OK):
         number = errno.EROFS if os.statvfs(target).f_flag & os.ST_RDONLY else errno.EACCES
         raise OSError(number, os.strerror(number), path)
-    return target, stat.S_IMODE(os.stat(target).st_mode)
+    return target, stat.S_IMODE(mode)
 
 
 def publish(temporary: str, target: str, *, exclusive: bool) -> None:

@@ -139,7 +139,10 @@ class Exchange:
             if isinstance(error, (TimeoutError, BlockingIOError)):
                 raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
             raise ConnectionClosedError(endpoint_url=request.url, request=request, error=error) from error
-        return AioAWSResponse(request.url, head.status_code, head.headers, _Body(data))
+        headers: Any = head.headers
+        if head.status_code < 300 and not data:
+            headers = {name: headers.get(name) for name in _NEEDED if name.lower() in headers}
+        return AioAWSResponse(request.url, head.status_code, headers, _Body(data))
 
     def put(self, request: Any, body: RequestBody) -> AioAWSResponse:
         """Make a request with a body."""

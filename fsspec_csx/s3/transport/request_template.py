@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import uuid
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -64,15 +63,15 @@ class Template:
             msg = "The request is not signed by these credentials."
             raise ValueError(msg)
         own = _OWN | own
-        self._headers = {name: _text(value) for name, value in request.headers.items() if name.lower() not in own}
-        self._hashed = _text(request.headers.get(_HASH, ""))
+        headers = {name: _text(value) for name, value in request.headers.items() if name.lower() not in own}
+        hashed = _text(request.headers.get(_HASH, ""))
         self._numbered = re.sub(r"attempt=\d+", "attempt=1", _text(request.headers.get(_ATTEMPT, "")))
-        self._signature = Signature(parts[-3], parts[-2])
+        self._signature = Signature(parts[-3], parts[-2], request.url, headers, hashed)
         self.use = self._signature.use
         self.use(credentials)
 
     def _signed(self, method: str, url: str, headers: dict[str, str]) -> SignedRequest:
-        made = self._signature.signed(method, url, {**self._headers, **headers}, self._hashed)
+        made = self._signature.signed(method, url, headers)
         if self._numbered:  # botocore numbers each request and its attempts
             made.headers[_INVOCATION], made.headers[_ATTEMPT] = invocation_id(), self._numbered
         return made
@@ -85,7 +84,8 @@ class Template:
 
 def invocation_id() -> str:
     """Return a new id of a request; not from the system, whose random numbers threads would wait for."""
-    return str(uuid.UUID(int=_numbers.getrandbits(128), version=4))
+    digits = f"{_numbers.getrandbits(128):032x}"  # with the version and the variant of a random UUID
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
 
 
 class ReadTemplate(Template):

@@ -14,8 +14,9 @@ from fsspec_csx.s3.transport.failures import UnusualResponseError
 MOST_BYTES = 64 * 1024
 """The most bytes of a head."""
 
-_STATUS = re.compile(rb"HTTP/1\.1 ([1-9][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?")
-_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
+_TEXT = r"[\t\x20-\x7e\x80-\xff]*"
+# One pattern for the whole head, as one for each line would take several times as long.
+_HEAD = re.compile(rf"HTTP/1\.1 ([1-9][0-9][0-9])(?: {_TEXT})?(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:{_TEXT})*")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 # Headers that may occur only once, as repeated ones could contradict each other.
 _ONCE = ("content-length", "content-range", "etag")
@@ -51,18 +52,19 @@ def response_head(data: bytes) -> ResponseHead:
     Raises:
         UnusualResponseError: if it is malformed, or ``Content-Length`` does not give the length of the body.
     """
-    first, *lines = data.split(b"\r\n")
-    if (begin := _STATUS.fullmatch(first)) is None:
-        raise _unusual("invalid status line")
+    text = data.decode("latin-1")
+    if (found := _HEAD.fullmatch(text)) is None:
+        raise _unusual("invalid status line or header line")
     headers = Headers()
-    for line in lines:
-        if (found := _LINE.fullmatch(line)) is None:
-            raise _unusual("invalid header line")
-        name, value = found[1].decode().lower(), found[2].decode("latin-1").rstrip(" \t")
-        if name in headers and name in _ONCE:
-            raise _unusual(f"it has {name} twice")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    status = int(begin[1])
+    for line in text.split("\r\n")[1:]:
+        name, _, value = line.partition(":")
+        name, value = name.lower(), value.strip(" \t")
+        if name in headers:
+            if name in _ONCE:
+                raise _unusual(f"it has {name} twice")
+            value = f"{headers[name]}, {value}"
+        headers[name] = value
+    status = int(found[1])
     length = headers.get("Content-Length", "0" if status < 200 or status in (204, 304) else "")
     reusable = "close" not in headers.get("Connection", "").lower()
     if status >= 300 and headers.get("Transfer-Encoding", "").lower() == "chunked" and not length:

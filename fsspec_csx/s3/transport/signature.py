@@ -6,14 +6,15 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from botocore import auth
 
+_ALGORITHM = "AWS4-HMAC-SHA256"
 _PORTS = {"http": 80, "https": 443}
 _UNSIGNED = frozenset(auth.SIGNED_HEADERS_BLACKLIST)
 
@@ -43,57 +44,103 @@ class SignedRequest:
             ValueError: if a header has a line break, which would begin another header.
         """
         lines = [f"{self.method} {self.target} HTTP/1.1", f"Host: {self.host}", "Accept-Encoding: identity"]
-        sent = [line.encode() for line in lines]
         for name, value in self.headers.items():
             if name.lower() != "host":
-                sent.append(b"%b: %b" % (name.encode(), value if isinstance(value, bytes) else value.encode()))
-        if any(b"\n" in line or b"\r" in line for line in sent):
+                lines.append(f"{name}: {value if isinstance(value, str) else value.decode()}")
+        text = "\n".join(lines)
+        if "\r" in text or text.count("\n") >= len(lines):
             msg = "A header of a request has a line break. Remove it from the credentials or the options."
             raise ValueError(msg)
-        return b"\r\n".join((*sent, b"", b""))
+        return "\r\n".join((*lines, "", "")).encode()
+
+
+class _Frame(NamedTuple):
+    """What requests with headers of the same names have in common within a second.
+
+    Attributes:
+        canonical: the canonical request; placeholders stand for the path, the query and the headers that differ.
+        order: the names of the headers that differ, in the order of their placeholders.
+        authorization: the header up to the signature.
+        headers: those that are equal.
+    """
+
+    credentials: Any
+    moment: str
+    canonical: str
+    order: Sequence[str]
+    authorization: str
+    headers: Mapping[str, Any]
 
 
 class Signature:
-    """Signs requests for a region and a service, such as ``s3``."""
+    """Signs requests for a region and a service, such as ``s3``.
 
-    def __init__(self, region: str, service: str) -> None:
+    Args:
+        url: the beginning of the URLs of all requests.
+        headers: of all requests.
+        hashed: the value that represents the bodies in the signatures.
+    """
+
+    def __init__(self, region: str, service: str, url: str, headers: Mapping[str, str], hashed: str) -> None:
         self._region, self._service = region, service
+        self._headers, self._hashed = headers, hashed
+        parts = urlsplit(url)
+        self._origin = f"{parts.scheme}://{parts.netloc}"
+        host = parts.netloc.rpartition("@")[2].lower()
+        self._host = host.removesuffix(f":{_PORTS[parts.scheme]}")
         self._credentials: Any = None
         self._key: tuple[Any, str, bytes] = (None, "", b"")
+        self._frames: dict[tuple[str, ...], _Frame] = {}
 
     def use(self, credentials: Any) -> None:
         """Sign the following requests with these frozen credentials."""
         self._credentials = credentials
 
-    def signed(self, method: str, url: str, headers: Mapping[str, str], hashed: str) -> SignedRequest:
+    def signed(self, method: str, url: str, headers: Mapping[str, str]) -> SignedRequest:
         """Return a signed request.
 
         Args:
-            hashed: the value that represents its body in the signature.
+            headers: those that differ in each request.
         """
         credentials, moment = self._credentials, auth.get_current_datetime().strftime(auth.SIGV4_TIMESTAMP)
-        own = {**headers, "X-Amz-Date": moment}
+        names = (method, *headers)
+        frame = self._frames.get(names)
+        if frame is None or frame.moment != moment or frame.credentials is not credentials:
+            frame = self._frames[names] = self._frame(credentials, moment, *names)
+        target = url.removeprefix(self._origin)
+        path, _, query = target.partition("?")
+        if query:
+            query = "&".join(f"{name}={value}" for name, _, value in sorted(_pairs(query)))
+        values = [" ".join(headers[name].split()) for name in frame.order]
+        canonical = frame.canonical % (path, query, *values)
+        text = f"{_ALGORITHM}\n{moment}\n{self._scope(moment)}\n{sha256(canonical.encode()).hexdigest()}"
+        signature = hmac.digest(self._key_of(credentials, moment[:8]), text.encode(), "sha256").hex()
+        sent = {**frame.headers, **headers, "Authorization": f"{frame.authorization}{signature}"}
+        for name, value in headers.items():
+            if not value.isascii():
+                sent[name] = value.encode()
+        return SignedRequest(method, url, target, self._host, sent)
+
+    def _scope(self, moment: str) -> str:
+        return f"{moment[:8]}/{self._region}/{self._service}/aws4_request"
+
+    def _frame(self, credentials: Any, moment: str, method: str, *names: str) -> _Frame:
+        own = {**self._headers, "X-Amz-Date": moment}
         if credentials.token:
             own["X-Amz-Security-Token"] = credentials.token
-        parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2].lower()
-        host = host.removesuffix(f":{_PORTS[parts.scheme]}")
-        signed = {name.lower(): " ".join(value.split()) for name, value in own.items()}
-        signed = {name: value for name, value in sorted({"host": host, **signed}.items()) if name not in _UNSIGNED}
-        names, lines = ";".join(signed), "\n".join(f"{name}:{value}" for name, value in signed.items())
-        query = "&".join(f"{name}={value}" for name, _, value in sorted(_pairs(parts.query)))
-        canonical = "\n".join((method, parts.path, query, lines, "", names, hashed))
-        day = moment[:8]
-        scope = f"{day}/{self._region}/{self._service}/aws4_request"
-        text = "\n".join(("AWS4-HMAC-SHA256", moment, scope, sha256(canonical.encode()).hexdigest()))
-        signature = hmac.digest(self._key_of(credentials, day), text.encode(), "sha256").hex()
-        by = f"Credential={credentials.access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
-        sent: dict[str, Any] = {**own, "Authorization": f"AWS4-HMAC-SHA256 {by}"}
-        for name, value in own.items():
-            if not value.isascii():  # it was signed as UTF-8, but http.client would send it in Latin-1
-                sent[name] = value.encode()
-        target = parts.path + (f"?{parts.query}" if parts.query else "")
-        return SignedRequest(method, url, target, host, sent)
+        of_all = {"host": self._host, **{name.lower(): " ".join(value.split()) for name, value in own.items()}}
+        lines = {name: f"{name}:{value}".replace("%", "%%") for name, value in of_all.items()}
+        differing = {name.lower(): name for name in names}
+        lines |= {name: f"{name}:%s" for name in differing}
+        signed = sorted(lines.keys() - _UNSIGNED)
+        listed = ";".join(signed)
+        lines_signed = (lines[name] for name in signed)
+        canonical = "\n".join((method, "%s", "%s", *lines_signed, "", listed.replace("%", "%%"), self._hashed))
+        order = [differing[name] for name in signed if name in differing]
+        by = f"Credential={credentials.access_key}/{self._scope(moment)}, SignedHeaders={listed}, Signature="
+        # Non-ASCII values were signed as UTF-8, but http.client would send text in Latin-1.
+        headers = {name: value if value.isascii() else value.encode() for name, value in own.items()}
+        return _Frame(credentials, moment, canonical, order, f"{_ALGORITHM} {by}", headers)
 
     def _key_of(self, credentials: Any, day: str) -> bytes:
         found, of, key = self._key
@@ -106,4 +153,4 @@ class Signature:
 
 
 def _pairs(query: str) -> list[tuple[str, str, str]]:
-    return [each.partition("=") for each in query.split("&")] if query else []
+    return [each.partition("=") for each in query.split("&")]
