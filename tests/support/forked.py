@@ -82,11 +82,9 @@ def serve() -> tuple[CodeType, dict[str, Any]]:
     import select
     import shutil
 
-    for name in _TORCH:
+    for name in (*_TORCH, *_OURS):
         importlib.import_module(name)
-    gc.freeze()  # or each process would free at its end, one by one, the objects of torch
-    for name in _OURS:
-        importlib.import_module(name)
+    gc.freeze()  # or each process would look at its end at all the objects of torch
     assert len(os.listdir("/proc/self/task")) == 1
     events = select.poll()
     with socket.socket(fileno=int(sys.argv[1])) as listener:
