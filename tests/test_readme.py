@@ -85,13 +85,12 @@ def test_command_is_installed(programs: Path) -> None:
     """The command that the recipes name is installed with the package, and is the one that runs in its place."""
     installed = shutil.which("cszoo", path=str(Path(sys.executable).parent))
     assert installed
-    for options in (["--print-completion", "bash"], ["--help"]):
-        first, second = (
-            subprocess.run([program, *options], check=True, capture_output=True, text=True, timeout=100).stdout
-            for program in (installed, programs / "cszoo")
-        )
-        assert first == second
-        assert "checkpoint" in first
+    first, second = (
+        subprocess.run([program, "--help"], check=True, capture_output=True, text=True, timeout=100).stdout
+        for program in (installed, programs / "cszoo")
+    )
+    assert first == second
+    assert "checkpoint" in first
 
 
 def test_links_lead_somewhere() -> None:

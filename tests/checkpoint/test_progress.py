@@ -239,7 +239,9 @@ def test_estimate() -> None:
 SAVE = """
 import sys, fsspec, torch
 from fsspec_csx.checkpoint.api import save
+from fsspec_csx.storage import progress
 from fsspec.callbacks import NoOpCallback
+progress._DELAY = 0.1
 {before}
 save([torch.zeros(2**20) for _ in range(4)], sys.argv[1]{arguments})
 """
@@ -272,14 +274,14 @@ def shown(
 
 @pytest.fixture
 def slow(tmp_path: Path) -> Path:
-    """A FIFO whose reader takes its time, so that a save to it lasts over a second."""
+    """A FIFO whose reader takes its time, so that a save to it lasts longer than that after which a bar comes."""
     path = tmp_path / "slow.pt"
     os.mkfifo(path)
 
     def drain() -> None:
         with path.open("rb") as file:
             file.read(MIB)
-            time.sleep(1.5)
+            time.sleep(0.5)
             while file.read(MIB):
                 pass
 
@@ -299,7 +301,7 @@ def test_bar(slow: Path) -> None:
 
 def test_no_bar_for_a_quick_save(tmp_path: Path) -> None:
     """A save that takes less time than that after which a bar comes shows nothing."""
-    assert shown(tmp_path / "x.pt", before="from fsspec_csx.storage import progress; progress._DELAY = 60") == ""
+    assert shown(tmp_path / "x.pt", before="progress._DELAY = 60") == ""
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def test_timeout_during_a_lock(
 
     def release() -> None:
         assert held.reached.wait(60)
-        time.sleep(1.5)
+        time.sleep(0.8)
         held.release.set()
 
     with ThreadPoolExecutor(1) as threads:

@@ -278,12 +278,12 @@ def test_memory_of_many_small_writes(fs: CSXFileSystem, folder: str) -> None:
     piece = bytearray(50_000)
 
     def write(file: Any) -> None:
-        for _ in range(4000):
+        for _ in range(2500):
             file.write(piece)
 
     fs.pipe_file(f"{folder}/object", b"")
     assert peak_of_writing(fs.open(f"{folder}/object", "wb"), write) < 80 * MIB
-    assert fs.size(f"{folder}/object") == 4000 * len(piece)
+    assert fs.size(f"{folder}/object") == 2500 * len(piece)
 
 
 def test_parts_are_in_flight_side_by_side(server: LocalS3, folder: str, proxy: FaultProxy) -> None:
