@@ -22,8 +22,9 @@ _MIB = 2**20
 _STEP = 490
 # An object of up to this size has as many parts as possible: they are sent in parallel, and the first is full sooner.
 _SMALL = 64 * _MIB
-# From this expected size on, parts are twice as large, because each request has a cost.
-_LARGE = 256 * _MIB
+# From this expected size on, parts are twice as large, because each request has a cost. To a far store, a part takes
+# long, and the last ones are the end of the upload.
+_LARGE, _LARGE_FAR = 256 * _MIB, 4096 * _MIB
 
 
 def part_size(number: int, first: int = LEAST_PART) -> int:
@@ -40,19 +41,20 @@ def part_size(number: int, first: int = LEAST_PART) -> int:
     return min(first << doublings, LARGEST_PART)
 
 
-def first_part_size(expected: int, first: int, *, chosen: bool) -> int:
+def first_part_size(expected: int, first: int, *, chosen: bool, far: bool = False) -> int:
     """Return the bytes of the first part of an object of about ``expected`` bytes, so that all parts have one size.
 
     Args:
         expected: bytes of the object.
         first: bytes of the first part of an object of unknown size.
         chosen: whether the caller chose ``first``; then it is only raised where necessary.
+        far: whether the store answers slowly.
     """
     if not chosen and expected <= _SMALL:
         parts = max(expected // LEAST_PART, 1)
         return max(-(-expected // parts), LEAST_PART)
     least = -(-expected // FIRST_PARTS // _MIB) * _MIB
-    return min(max(first if chosen or expected < _LARGE else 2 * first, least), LARGEST_PART)
+    return min(max(first if chosen or expected < (_LARGE_FAR if far else _LARGE) else 2 * first, least), LARGEST_PART)
 
 
 def part_size_for(size: int, wanted: int | None = None) -> int:

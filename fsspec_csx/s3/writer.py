@@ -134,7 +134,8 @@ class PartWriter:
         """Choose the part size for an object of about ``size`` bytes, and create the upload, if nothing was written."""
         if self._joined or self._filled or self._number or self.copied or self.upload:
             return
-        self._first_part = self._part_size = first_part_size(size, self._first_part, chosen=self._chosen)
+        far = self._transfer.slots.seems_far
+        self._first_part = self._part_size = first_part_size(size, self._first_part, chosen=self._chosen, far=far)
         self._chosen = True
         if size > self._part_size:
             self._begin()

@@ -68,6 +68,15 @@ def test_expected_size(expected: int, first: int, chosen: bool) -> None:
         assert part < first + MIB
 
 
+def test_expected_size_for_a_far_store() -> None:
+    """The parts of a large object become larger only from a larger size on."""
+    assert first_part_size(255 * MIB, PART, chosen=False) == PART
+    assert first_part_size(256 * MIB, PART, chosen=False) == 2 * PART
+    assert first_part_size(4095 * MIB, PART, chosen=False, far=True) == PART
+    assert first_part_size(4096 * MIB, PART, chosen=False, far=True) == 2 * PART
+    assert first_part_size(4095 * MIB, PART, chosen=True, far=True) == PART
+
+
 @given(st.integers(1, 64 * MIB))
 def test_expected_size_of_small_objects(expected: int) -> None:
     """As many parts as may be, about equal; one below twice the least."""

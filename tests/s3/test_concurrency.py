@@ -48,17 +48,17 @@ def simulated(limit: ConcurrencyLimit, link: Link, seconds: float, start: float 
 @pytest.mark.parametrize(
     ("link", "least", "most"),
     [
-        (Link(25 * MB, 10_000 * MB, 0.02), 64, 64),  # a far store gives each connection a share
-        (Link(85 * MB, 10_000 * MB, 0.1), 64, 64),
-        (Link(25 * MB, 10_000 * MB, 0.001), 64, 64),  # answers are fast, but more requests bring more all the same
+        (Link(25 * MB, 10_000 * MB, 0.02), 128, 128),  # a far store gives each connection a share
+        (Link(85 * MB, 20_000 * MB, 0.1), 128, 128),
+        (Link(25 * MB, 10_000 * MB, 0.001), 128, 128),  # answers are fast, but more requests bring more all the same
         (Link(100 * MB, 800 * MB, 0.001), MIN_REQUESTS, MIN_REQUESTS),  # ten fill the link
         (Link(100 * MB, 1600 * MB, 0.001), 20, 20),
-        (Link(25 * MB, 600 * MB, 0.02), 32, 32),  # of a far store too
+        (Link(25 * MB, 1200 * MB, 0.02), 64, 64),  # the first number for a far store fills it
     ],
 )
 def test_number_follows_the_link(link: Link, least: int, most: int) -> None:
     """Requests are added while they bring more bytes a second, and not kept where they do not."""
-    limit = ConcurrencyLimit(most=64)
+    limit = ConcurrencyLimit(most=128)
     numbers = simulated(limit, link, 10)
     steady = sorted(numbers)[len(numbers) // 4 : -len(numbers) // 4]
     assert least <= steady[0] <= steady[-1] <= most
@@ -66,18 +66,23 @@ def test_number_follows_the_link(link: Link, least: int, most: int) -> None:
 
 def test_far_store_is_known_by_its_first_answers() -> None:
     """Where the first answers take long, the number jumps at once; the bound is reached within half a second."""
-    limit = ConcurrencyLimit(most=64)
-    for _ in range(2):
+    for processors, first in ((1, 32), (2, 64), (16, 64)):
+        limit = ConcurrencyLimit(most=128, processors=processors)
+        assert not limit.seems_far
         limit.answered(0.03)
-    assert limit.far
-    assert limit.limit == 32
-    assert simulated(limit, Link(85 * MB, 1e12, 0.03), 0.5)[-1] == 64
+        assert limit.seems_far
+        assert limit.limit == MIN_REQUESTS
+        limit.answered(0.03)
+        assert limit.far
+        assert limit.limit == first
+        assert simulated(limit, Link(85 * MB, 1e12, 0.03), 0.5)[-1] == 128
     # One fast answer is enough: the others were slow for another reason.
     for most in (4, 25, 64, 128):
         near = ConcurrencyLimit(most=most)
         for seconds in (0.03, 0.03, 0.001):
             near.answered(seconds)
         assert not near.far
+        assert not near.seems_far
         assert near.limit == MIN_REQUESTS
 
 

@@ -30,7 +30,7 @@ MAX_REQUESTS = 128
 MAX_REQUESTS_OF_NODE = 256
 """The most requests of all processes of a node together; each process may have ten in any case."""
 
-_FAR = 32  # the first number for a far store; 64 slows down machines with few processors, and a trial soon finds it
+_FAR, _FAR_OF_A_PROCESSOR = 64, 32  # the first number for a far store, and its most for each processor
 _FAR_SECONDS = 0.01  # a store is far if its fastest answer takes this long
 _ANSWERS = 2  # how many answers decide that
 
@@ -50,16 +50,19 @@ class ConcurrencyLimit:
     Attributes:
             most: the most that ``limit`` can become.
             limit: how many requests may be in flight.
+            processors: how many this process may use.
             far: whether answers take so long that many requests are needed.
     """
 
     most: int = MIN_REQUESTS
     limit: int = MIN_REQUESTS
+    processors: int = 2
     far: bool = False
     _answers: int = 0
     _fastest: float = float("inf")
     _base: tuple[int, float] | None = None  # the limit before the trial, and its rate
-    _rates: list[float] = field(default_factory=list)  # those measured at the present limit
+    # the last that were measured at the present limit
+    _rates: deque[float] = field(default_factory=lambda: deque(maxlen=_ROUNDS))
     _settled: bool = False  # whether the first round at the present limit has ended
     _next_trial: float = 0.0
     _hold: float = _HOLD_SECONDS
@@ -86,8 +89,13 @@ class ConcurrencyLimit:
                 self._change(self._far_limit)
 
     @property
+    def seems_far(self) -> bool:
+        """Whether the answers so far, perhaps only one, took long."""
+        return self._answers > 0 and self._fastest >= _FAR_SECONDS
+
+    @property
     def _far_limit(self) -> int:
-        return max(MIN_REQUESTS, min(_FAR, self.most))
+        return max(MIN_REQUESTS, min(_FAR, _FAR_OF_A_PROCESSOR * self.processors, self.most))
 
     def measured(self, now: float, rate: float, cpu: float) -> None:
         """Record the throughput of a round during which the limit was nearly used up.
@@ -107,7 +115,7 @@ class ConcurrencyLimit:
         elif self._base is not None:
             self._judge(now, rate, cpu)
         elif now >= self._next_trial and len(self._rates) >= (1 if self.far else _ROUNDS):
-            self._try_more(max(self._rates[-_ROUNDS:]), cpu)
+            self._try_more(max(self._rates), cpu)
 
     def throttled(self, now: float) -> None:
         """Record that the store is busy, or that a connection stalled."""
@@ -149,14 +157,8 @@ class ConcurrencyLimit:
 class _FixedLimit(ConcurrencyLimit):
     """A limit that never changes."""
 
-    def answered(self, seconds: float) -> None:
-        """Change nothing."""
-
-    def measured(self, now: float, rate: float, cpu: float) -> None:
-        """Change nothing."""
-
-    def throttled(self, now: float) -> None:
-        """Change nothing."""
+    def _change(self, limit: int) -> None:
+        pass
 
 
 class RequestSlots:
@@ -167,7 +169,7 @@ class RequestSlots:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._limit = ConcurrencyLimit()
+        self._limit = ConcurrencyLimit(processors=_processors())
         self._taken = 0
         self._waiting: deque[Future[None]] = deque()
         self._idle = True  # whether this round had too few requests in flight for its rate to count
@@ -195,9 +197,9 @@ class RequestSlots:
         return self._limit.limit
 
     @property
-    def far(self) -> bool:
-        """Whether the store answers slowly."""
-        return self._limit.far
+    def seems_far(self) -> bool:
+        """Whether the answers so far, perhaps only one, took long."""
+        return self._limit.seems_far
 
     @property
     def exceeded(self) -> bool:
