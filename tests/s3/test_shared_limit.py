@@ -18,6 +18,7 @@ from listener import Answer, Heard, Listener, listening
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.part_copies import COPIED_PART
 from fsspec_csx.s3.transport.concurrency import MAX_REQUESTS, MIN_REQUESTS, ConcurrencyLimit, RequestSlots, fair_share
+from fsspec_csx.s3.transport.range_planning import size_for
 from fsspec_csx.testing import LocalS3
 
 pytestmark = pytest.mark.adaptive
@@ -189,6 +190,16 @@ def test_filesystems_share_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 LARGE = bytes(range(256)) * (48 * MIB // 256)
 
 
+def test_last_round_is_full() -> None:
+    """The requests of a read of a far store are equal, and the last ones keep nearly all connections busy."""
+    for in_flight in (10, 64, 128):
+        for size in range(2 * in_flight * MIB, 64 * in_flight * MIB, 77 * 10**6):
+            part = size_for(size, in_flight, far=True)
+            assert 2 * MIB <= part <= 8 * MIB
+            rounds = size / part / in_flight
+            assert rounds <= -(-size // (8 * MIB * in_flight)) < rounds + 0.1
+
+
 @pytest.fixture
 def far_store() -> Iterator[tuple[Store, CSXFileSystem, Listener]]:
     """A far store of a large object, and a filesystem that knows that it is far."""
@@ -209,7 +220,7 @@ def test_sizes_of_requests(far_store: tuple[Store, CSXFileSystem, Listener], mon
     limit = transfer.slots.limit
     assert transfer.request_size(100) == transfer.request_size(limit * MIB) == MIB
     assert transfer.request_size(2 * limit * MIB) == 2 * MIB
-    assert transfer.request_size(100 * limit * MIB) == 8 * MIB
+    assert transfer.request_size(80 * limit * MIB) == 8 * MIB
     monkeypatch.setattr(transfer.slots, "_taken", limit)
     assert transfer.request_size(limit * MIB) == 8 * MIB
     assert transfer.buffered_bytes + 8 * MIB < 256 * MIB > transfer.ahead_bytes

@@ -22,8 +22,13 @@ _GAP = 64 * 1024
 
 def size_for(size: int, in_flight: int, *, far: bool = False) -> int:
     """Return the bytes of each request, for a read of ``size`` bytes with ``in_flight`` requests at a time."""
-    least, most = (_MIN_FAR, _MAX_FAR) if far else (MIN_REQUEST, MAX_REQUEST)
-    return max(least, min(most, -(-size // in_flight)), -(-size // _MOST_REQUESTS))
+    of_one_round = -(-size // in_flight)
+    if far:  # equal requests in full rounds, since the time of the last round counts
+        rounds = max(1, -(-of_one_round // _MAX_FAR))
+        wanted = max(_MIN_FAR, -(-of_one_round // (rounds * _GAP)) * _GAP)
+    else:
+        wanted = max(MIN_REQUEST, min(MAX_REQUEST, of_one_round))
+    return max(wanted, -(-size // _MOST_REQUESTS))
 
 
 def allocate(size: int, name: object) -> bytes:
