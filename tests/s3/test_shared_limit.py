@@ -187,6 +187,24 @@ def test_filesystems_share_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         assert first.transfer.slots is second.transfer.slots is not third.transfer.slots
 
 
+def test_transfer_does_not_wait_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transfer of many objects has no more tasks than requests in flight, so its threads need not take turns."""
+    for name in ("answered", "measured"):
+        monkeypatch.setattr(ConcurrencyLimit, name, lambda *_, **__: None)
+    waiting: list[bool] = []
+    store = Store(0.01)
+
+    def answer(heard: Heard) -> Answer:
+        waiting.append(fs.transfer.slots.contended)
+        return store.answer(heard)
+
+    with listening(answer) as listener:
+        fs = connected(listener)
+        read(fs, 50)
+    assert max(store.at_a_time) > MIN_REQUESTS / 2
+    assert not any(waiting)
+
+
 LARGE = bytes(range(256)) * (48 * MIB // 256)
 
 

@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -96,6 +96,8 @@ class SignedRequests(Generic[R]):
         self._left = len(self._queue)
         self._ended: deque[R] = deque()
         self._most = min(self._left, transfer.in_flight, most if most and most > 0 else transfer.in_flight)
+        self._takers = 0
+        self._tasks: list[asyncio.Future[None]] = []
         self._slow = SlowConnections(lambda: bool(self._queue))
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._refused, self._refusals = False, 0
@@ -105,18 +107,27 @@ class SignedRequests(Generic[R]):
         """Make the requests; when this returns or raises, no thread uses their memory any more."""
         if not self._left:
             return
-        tasks = [asyncio.ensure_future(self._take_turns()) for _ in range(self._most)]
-        tasks += [asyncio.ensure_future(self._slow.watch()), asyncio.ensure_future(self._tick())]
-        for task in tasks:
-            task.add_done_callback(self._fail)
+        self._start(self._slow.watch())
+        self._start(self._tick())
         try:
             await self._done
         finally:
             self._queue.clear()
-            for task in tasks:
+            for task in self._tasks:
                 task.cancel()
             await finish_despite_cancel(self._transfer.give_up_and_wait(self._scope.close()))
-            await finish_despite_cancel(_ended(tasks))
+            await finish_despite_cancel(_ended(self._tasks))
+
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(coroutine)
+        task.add_done_callback(self._fail)
+        self._tasks.append(task)
+
+    def _start_takers(self) -> None:
+        """Start as many tasks as may have requests in flight; a thread ends its turn early if more wait."""
+        while self._takers < min(self._most, self._transfer.slots.limit):
+            self._takers += 1
+            self._start(self._take_turns())
 
     def _fail(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled() and not self._done.done() and (error := task.exception()) is not None:
@@ -148,6 +159,7 @@ class SignedRequests(Generic[R]):
     async def _tick(self) -> None:
         began = time.monotonic()
         while True:
+            self._start_takers()
             await asyncio.sleep(_TICK_SECONDS)
             self._report_ended()
             if time.monotonic() - began > _RENEWAL_SECONDS:
