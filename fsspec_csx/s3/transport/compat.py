@@ -29,6 +29,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "aiobotocore.credentials:AioContainerProvider": ("_fetcher",),
     "aiobotocore.credentials:AioInstanceMetadataProvider": ("_role_fetcher",),
     "aiobotocore.endpoint:AioEndpoint._do_get_response": ("_response_parser_factory", "create_parser"),
+    "aiobotocore.httpsession:AIOHTTPSession": ("_proxy_config",),
     "aiobotocore.httpsession:AIOHTTPSession._get_session": (),
     "aiobotocore.httpsession:AIOHTTPSession.send": ("_get_session", "request"),
     "aiobotocore.session:AioSession._create_client": ("_get_internal_component",),
@@ -65,6 +66,12 @@ check(_NAMES)
 def http_session(client: Any) -> Any:
     """Return the connections of a client."""
     return client._endpoint.http_session
+
+
+async def make_connector(client: Any) -> None:
+    """Make the aiohttp session of a client, with its certificates; otherwise its first request does."""
+    session = client._endpoint.http_session
+    await session._get_session(session._proxy_config.proxy_url_for(client.meta.endpoint_url))
 
 
 def credentials_of(client: Any) -> Any:
@@ -126,7 +133,7 @@ def socket_read(link: Any) -> Callable[[int, memoryview], int]:
 
 
 def tls_write(link: SSLSocket) -> Callable[[memoryview], int]:
-    """Return a function that sends the first bytes of a buffer as one TLS record, and returns their number."""
+    """Return a function that sends the first bytes of a buffer in TLS records, and returns their number."""
     return link._sslobj.write if link._sslobj else link.send  # type: ignore[attr-defined]
 
 

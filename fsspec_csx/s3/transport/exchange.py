@@ -20,7 +20,7 @@ from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.concurrency import RequestSlots
 from fsspec_csx.s3.transport.failures import UnusualResponseError
 from fsspec_csx.s3.transport.link import Link
-from fsspec_csx.s3.transport.request_body import RequestBody
+from fsspec_csx.s3.transport.request_body import LARGEST_PIECE, PIECE, RequestBody
 from fsspec_csx.s3.transport.signature import SignedRequest
 from fsspec_csx.s3.transport.sockets import (
     PlainPool,
@@ -31,9 +31,6 @@ from fsspec_csx.s3.transport.sockets import (
     translate_errors,
 )
 from fsspec_csx.s3.transport.tls import TLSPool
-
-# Bytes between two checks whether an upload was given up; without TLS, one system call sends them.
-_PIECE_PLAIN, _PIECE_TLS = 4 * 2**20, 2**20
 
 _UNUSUAL = 3
 
@@ -60,10 +57,10 @@ class Exchange:
     ) -> None:
         config, url = client.meta.config, client.meta.endpoint_url
         self._plain = url.startswith("http:")
-        self._piece = _PIECE_PLAIN if self._plain else _PIECE_TLS
         self._limit = config.read_timeout
         self._slots = slots
         self.unusual = 0
+        self._pools: dict[str, Any] = {}  # by the beginnings of URLs
         self._settings: dict[str, Any] = {
             "verify": verify,
             "proxies": get_environ_proxies(url) if config.proxies is None else config.proxies,
@@ -106,10 +103,15 @@ class Exchange:
 
     def link(self, url: str) -> Link | None:
         """Return a connection on which a thread makes its requests; None if it must use ``get`` and ``put``."""
-        pool = compat.pool_to(self.session, url) if self.unusual < _UNUSUAL else None
-        with contextlib.suppress(ClosedPoolError):  # urllib3 keeps the pools of few hosts, and has closed this one
+        if self.unusual >= _UNUSUAL:
+            return None
+        origin = "/".join(url.split("/", 3)[:3])
+        pool = self._pools.get(origin) or self._pools.setdefault(origin, compat.pool_to(self.session, url))
+        try:
             return None if pool is None else Link(pool, self._slots)
-        return None
+        except ClosedPoolError:  # urllib3 keeps the pools of few hosts, and has closed this one
+            self._pools.pop(origin, None)
+            return None
 
     def put_signed(self, request: SignedRequest, body: RequestBody, link: Link | None = None) -> AioAWSResponse:
         """Make a request with a body that a template has signed.
@@ -129,7 +131,7 @@ class Exchange:
 
     def _put_by(self, link: Link, request: SignedRequest, body: RequestBody) -> AioAWSResponse:
         try:
-            head, data = link.put(request, body, self._piece)
+            head, data = link.put(request, body)
         except (OSError, HTTPError) as error:  # raise botocore's form of it
             self.unusual += isinstance(error, UnusualResponseError)
             if body.failure is not None:
@@ -162,7 +164,7 @@ class Exchange:
 
     def _counted(self, body: RequestBody, sent: list[float]) -> Iterator[memoryview]:
         """Yield the pieces of a body; add the time before each to ``sent``, as the answer may come after any."""
-        for piece in body.pieces(self._piece):
+        for piece in body.pieces(PIECE, LARGEST_PIECE):
             sent.append(time.monotonic())
             yield piece
             self._slots.moved(len(piece))

@@ -89,7 +89,7 @@ class LearnedTemplate:
     async def known(self) -> Learned | None:
         """Wait for the template, and return it; None if there is none."""
         assert self._made is not None
-        return await asyncio.shield(self._made)
+        return self._made.result() if self._made.done() else await asyncio.shield(self._made)
 
     def succeeded(self) -> None:
         """Record that a request from the template succeeded."""

@@ -22,7 +22,7 @@ from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.concurrency import RequestSlots
 from fsspec_csx.s3.transport.failures import UnusualResponseError
 from fsspec_csx.s3.transport.memory import populate
-from fsspec_csx.s3.transport.request_body import RequestBody
+from fsspec_csx.s3.transport.request_body import LARGEST_PIECE, PIECE, RequestBody
 from fsspec_csx.s3.transport.response_head import MOST_BYTES, ResponseHead, response_head
 from fsspec_csx.s3.transport.signature import SignedRequest
 from fsspec_csx.s3.transport.sockets import shut_down
@@ -106,11 +106,8 @@ class Link:
         finally:
             wanted.interrupt = None
 
-    def put(self, request: SignedRequest, body: RequestBody, piece: int) -> tuple[ResponseHead, bytes]:
+    def put(self, request: SignedRequest, body: RequestBody) -> tuple[ResponseHead, bytes]:
         """Send a body, and return the head and the body of the response.
-
-        Args:
-            piece: bytes between two checks whether the request was given up.
 
         Raises:
             UnusualResponseError: an OSError, if the response is not one that S3 usually gives.
@@ -123,7 +120,7 @@ class Link:
                     self._slots.moved(len(body))
                 else:
                     self._socket.sendall(request.head())
-                    for memory in body.pieces(piece):
+                    for memory in body.pieces(PIECE, LARGEST_PIECE):
                         sent = time.monotonic()  # before sendall, as the server may answer before it returns
                         self._socket.sendall(memory)
                         self._slots.moved(len(memory))

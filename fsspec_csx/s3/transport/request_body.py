@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -11,7 +12,14 @@ from typing import Any
 
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 
+PIECE, LARGEST_PIECE = 2**20, 4 * 2**20
+"""Bytes between two checks whether an upload was given up: at first, and over a fast connection.
+
+With TLS, the timeout applies to each piece.
+"""
+
 _READ, _SUMMED = 2**20, 4 * 2**20
+_QUICK_SECONDS = 0.1  # pieces that take longer do not grow
 
 
 def single_bytes(data: Any) -> memoryview:
@@ -74,18 +82,22 @@ class RequestBody(io.RawIOBase):
             crc = CRC64NVME.compute(memory, crc)
         self.crc64nvme, self._prepared = crc, True
 
-    def pieces(self, size: int) -> Iterator[memoryview]:
-        """Yield the bytes in pieces of at most ``size``.
+    def pieces(self, size: int, most: int = 0) -> Iterator[memoryview]:
+        """Yield the bytes in pieces of at most ``size``, which grow up to ``most`` while each is used quickly.
 
         Raises:
             OSError: if the upload was given up.
         """
         for memory in self.parts():
-            for start in range(0, len(memory), size):
+            while memory:
                 if self.given_up:
                     msg = "The upload was given up."
                     raise OSError(msg)
-                yield memory[start : start + size]
+                began = time.monotonic()
+                yield memory[:size]
+                memory = memory[size:]
+                if size < most and time.monotonic() - began < _QUICK_SECONDS:
+                    size = min(2 * size, most)
 
     # -- as a file --------------------------------------------------------------------------------------------------
 

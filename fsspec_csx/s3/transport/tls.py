@@ -67,7 +67,7 @@ class TLSSocket(ssl.SSLSocket):
         return count
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        """Send all of a buffer; the timeout applies to each record."""
+        """Send all of a buffer; the timeout applies to each call of OpenSSL."""
         write = compat.tls_write(self)
         with memoryview(data) as view, view.cast("B") as rest:
             sent, length = 0, len(rest)

@@ -190,20 +190,20 @@ def test_refusals_in_chunks() -> None:
     body = MemoryBody([memoryview(b"data")])
     good = [head + b"5;x=y\r\n<Err", b"o\r\n2 \r\nr>\r\n0\r\n\r\n"]
     with linked(good, good, [head + b"0\r\n\r\n"], [GOOD]) as (link, server):
-        answer, data = link.put(request("PUT"), body, 2**20)
+        answer, data = link.put(request("PUT"), body)
         assert (answer.status_code, data) == (503, b"<Error>")
         assert fetched(link) == b"503"
-        assert link.put(request("PUT"), body, 2**20)[1] == b""
+        assert link.put(request("PUT"), body)[1] == b""
         assert fetched(link) == b"hello"
         assert server.connections == 4
     for odd in (b"x\r\n", b"-5\r\nhello\r\n", b"ffffff\r\n", b"\r\n"):
         with linked([head + odd]) as (link, _), pytest.raises(UnusualResponseError):
-            link.put(request("PUT"), body, 2**20)
+            link.put(request("PUT"), body)
     with linked([head + b"5\r\nhe", b""]) as (link, _), pytest.raises(OSError, match="ended"):
-        link.put(request("PUT"), body, 2**20)
+        link.put(request("PUT"), body)
     entities = head + b"9\r\n<!DOCTYPE\r\n0\r\n\r\n"
     with linked([entities], [REFUSAL.replace(b"5", b"9").replace(b"never", b"<!DOCTYPE")]) as (link, _):
-        assert [link.put(request("PUT"), body, 2**20)[1] for _ in range(2)] == [b"", b""]
+        assert [link.put(request("PUT"), body)[1] for _ in range(2)] == [b"", b""]
 
 
 def test_the_rest_without_the_size() -> None:
@@ -225,14 +225,14 @@ def test_endless_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fsspec_csx.s3.transport.link._LONGEST", -1.0)
     for begun in (b"HTTP/1.1 2", REFUSAL[:-2]):
         with linked([begun]) as (link, _), pytest.raises(TimeoutError, match="not ended"):
-            link.put(request("PUT"), MemoryBody([memoryview(b"data")]), 2**20)
+            link.put(request("PUT"), MemoryBody([memoryview(b"data")]))
 
 
 def test_success_without_the_body() -> None:
     """A server that has not taken the whole body has not stored it, whatever it says."""
     body = MemoryBody([memoryview(bytes(2**26))])
     with linked([GOOD], early=True) as (link, _), pytest.raises(OSError, match=r"ended|reset"):
-        link.put(request("PUT"), body, 2**20)
+        link.put(request("PUT"), body)
 
 
 def test_no_request_without_tls() -> None:
@@ -258,7 +258,7 @@ def test_not_begun() -> None:
         link._connection.close()
         link._connection.port = 1
         with pytest.raises(HTTPError):
-            link.put(request("PUT"), MemoryBody([]), 2**20)
+            link.put(request("PUT"), MemoryBody([]))
         assert not link.began
         link._connection.port = server.port
 
@@ -288,7 +288,7 @@ def test_early_answer() -> None:
     for size in (2**20, 2**22):  # sent with the head of its request, and in pieces
         body = MemoryBody([memoryview(bytes(size))])
         with linked([REFUSAL], early=True) as (link, _), contextlib.suppress(OSError):
-            head, refusal = link.put(request("PUT"), body, 2**20)
+            head, refusal = link.put(request("PUT"), body)
             assert (head.status_code, len(refusal)) == (403, head.length)
 
 
