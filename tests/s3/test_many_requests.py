@@ -171,6 +171,10 @@ def test_pools_that_end(fs: CSXFileSystem, bucket: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(compat, "pool_to", ended)
     fs.pipe(objects)
     assert fs.cat(list(objects)) == objects
+    link = fs.transfer.exchange.link
+    assert link(fs.endpoint_url) is None
+    monkeypatch.undo()
+    assert link(fs.endpoint_url) is not None
 
 
 def test_first_use(fs: CSXFileSystem, bucket: str, tmp_path: Path) -> None:

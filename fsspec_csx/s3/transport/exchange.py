@@ -60,7 +60,7 @@ class Exchange:
         self._limit = config.read_timeout
         self._slots = slots
         self.unusual = 0
-        self._pools: dict[str, Any] = {}  # by the beginnings of URLs
+        self._latest: tuple[str, Any] = "", None  # the beginning of the last URL, and its pool
         self._settings: dict[str, Any] = {
             "verify": verify,
             "proxies": get_environ_proxies(url) if config.proxies is None else config.proxies,
@@ -105,12 +105,14 @@ class Exchange:
         """Return a connection on which a thread makes its requests; None if it must use ``get`` and ``put``."""
         if self.unusual >= _UNUSUAL:
             return None
-        origin = "/".join(url.split("/", 3)[:3])
-        pool = self._pools.get(origin) or self._pools.setdefault(origin, compat.pool_to(self.session, url))
+        (origin, pool), place = self._latest, "/".join(url.split("/", 3)[:3])
+        if origin != place:
+            pool = compat.pool_to(self.session, url)
+            self._latest = place, pool
         try:
             return None if pool is None else Link(pool, self._slots)
         except ClosedPoolError:  # urllib3 keeps the pools of few hosts, and has closed this one
-            self._pools.pop(origin, None)
+            self._latest = "", None
             return None
 
     def put_signed(self, request: SignedRequest, body: RequestBody, link: Link | None = None) -> AioAWSResponse:
