@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cases import WARM_UP, Case
+from cases import Case
 from peers import PEERS
 from servers import SERVERS, exit_on_sigterm, running
 from target import Target
@@ -98,49 +98,54 @@ def watched() -> Iterator[Held]:
         found.share = held / max(ticks, 1)
 
 
-def measured(peer: str, operation: str, case: Case, target: Target) -> Held:
-    """Save or load once."""
+def measured(peer: str, case: Case, runs: int, target: Target) -> dict[str, list[Held]]:
+    """Save and load so many times; the connections of the first time serve the others too."""
     client: Any = PEERS[peer].connect(target)
-    kind, state = PEERS[peer].kind, case.flat() if operation == "save" else {}
-    client.save(WARM_UP.flat(), f"by-{WARM_UP.key(kind)}")
-    client.load(WARM_UP.key(kind), WARM_UP)
-    with watched() as found:
-        if operation == "save":
+    kind, found = PEERS[peer].kind, dict[str, list[Held]]()
+    state = case.flat()
+    for _ in range(runs):
+        with watched() as held:
             client.save(state, f"by-{case.key(kind)}")
-        else:
+        found.setdefault("save", []).append(held)
+    for _ in range(runs):
+        state = {}  # freed only here, as a thread that frees memory holds the lock
+        with watched() as held:
             state = client.load(case.key(kind), case)
+        found.setdefault("load", []).append(held)
     return found
 
 
 def main() -> None:
-    """Measure in fresh processes, all in turn, and print a table of medians."""
+    """Measure each peer in a process of its own, and print a table of medians."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--tensors", type=int, default=64, help="of 16 MiB each")
     parser.add_argument("--server", nargs="+", choices=SERVERS, default=["nginx", "nginx-tls"])
     parser.add_argument("--only", nargs="+", choices=PEERS, default=["ours", "sockets"])
-    parser.add_argument("--task", help=argparse.SUPPRESS)
+    parser.add_argument("--target", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.task:
-        peer, operation, case, target = json.loads(arguments.task)
-        print(json.dumps(asdict(measured(peer, operation, Case(**case), Target(**target)))))
-        return
     case = Case("large", tensors=arguments.tensors, size=16 * 2**20)
-    gb = case.nbytes / 1e9
+    if arguments.target:
+        target = Target(**json.loads(arguments.target))
+        found = measured(arguments.only[0], case, arguments.runs, target)
+        print(json.dumps({operation: [asdict(each) for each in runs] for operation, runs in found.items()}))
+        return
     print("| | CPU s/GB | the lock held, s/GB | an interpreter ends at GB/s |\n|---|---:|---:|---:|")
     for server in arguments.server:
         with running(server, (case,), [PEERS[name].kind for name in arguments.only]) as target:
-            tasks = [(operation, peer) for operation in ("save", "load") for peer in arguments.only]
-            runs: dict[tuple[str, str], list[Held]] = {task: [] for task in tasks}
-            for operation, peer in tasks * arguments.runs:
-                task = json.dumps([peer, operation, asdict(case), asdict(target)])
-                command = [sys.executable, __file__, "--task", task]
+            for peer in arguments.only:
+                numbers = ["--runs", str(arguments.runs), "--tensors", str(arguments.tensors)]
+                command = [sys.executable, __file__, *numbers, "--only", peer, "--target", json.dumps(asdict(target))]
                 done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=target.environment())
-                runs[operation, peer].append(Held(**json.loads(done.stdout)))
-        for (operation, peer), found in runs.items():
-            cpu = median(each.cpu_seconds for each in found) / gb
-            held = median(each.cpu_seconds * each.share for each in found) / gb
-            print(f"| {server}: {operation}, {PEERS[peer].label} | {cpu:.2f} | {held:.3f} | {1 / held:.1f} |")
+                for operation, runs in json.loads(done.stdout).items():
+                    _print_row(f"{server}: {operation}, {PEERS[peer].label}", [Held(**run) for run in runs], case)
+
+
+def _print_row(label: str, runs: list[Held], case: Case) -> None:
+    gb = case.nbytes / 1e9
+    cpu = median(each.cpu_seconds for each in runs) / gb
+    held = median(each.cpu_seconds * each.share for each in runs) / gb
+    print(f"| {label} | {cpu:.2f} | {held:.3f} | {1 / held:.1f} |", flush=True)
 
 
 if __name__ == "__main__":
