@@ -150,6 +150,7 @@ def test_unknown_size(server: LocalS3, folder: str, proxy: FaultProxy) -> None:
             file.write(memoryview(reused)[: len(piece)])
             assert file.tell() == sum(map(len, pieces[: pieces.index(piece) + 1]))
     assert sizes(parts(proxy)) == [5 * MIB, 5 * MIB, 5 * MIB, len(DATA) - 15 * MIB]
+    assert {len(buffer) for buffer in file._writer._free} == {5 * MIB}  # one for each part, so none holds unused memory
     assert fs.cat_file(f"{folder}/object") == DATA
 
 

@@ -28,10 +28,10 @@ from fsspec_csx.s3.transport.threads import Threads
 T = TypeVar("T")
 
 PART = 8 * 2**20
-"""Bytes of a request of a large read, and of the first parts of an upload."""
+"""Bytes of a request of a large read, and of a part of a large upload of known size."""
 
 # The most buffered bytes in flight: with a near store, with a far one, and those read ahead from a far one.
-_BUFFERED_NEAR, _BUFFERED_FAR, _AHEAD_FAR = 40 * 2**20, 216 * 2**20, 208 * 2**20
+_BUFFERED_NEAR, _BUFFERED_FAR, _AHEAD_FAR = 40 * 2**20, 240 * 2**20, 208 * 2**20
 
 # Of this many ranges or more, all but the first are signed by this package.
 _MANY = 3
