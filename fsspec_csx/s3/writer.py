@@ -21,7 +21,8 @@ _SMALL, _JOINED = 64 * 1024, 2**20
 # Other copies go into buffers, which are reused, as the kernel zeroes new memory. A part has one buffer, or several of
 # _STEP if it is larger than _LARGEST_BUFFER.
 _LARGEST_BUFFER, _STEP = 16 * 2**20, 4 * 2**20
-# A larger write of memory that may change afterwards waits until it is sent, instead of copying it.
+# A larger write of memory that may change afterwards waits until it is sent, instead of copying it. To a far store, it
+# must also be larger than all buffers together, else these keep more requests in flight.
 _SENT_AT_ONCE = 64 * 2**20
 _CREATION_SECONDS = 30.0
 _WAIT_SECONDS = 1.0
@@ -111,7 +112,7 @@ class PartWriter:
         self._choose()
         if self.upload is None and self._filled + len(view) > self._part_size:
             self._begin()
-        at_once = not stable and len(view) >= _SENT_AT_ONCE
+        at_once = not stable and len(view) >= max(_SENT_AT_ONCE, self._transfer.buffered_bytes)
         while view:
             room = self._part_size - self._filled
             if room <= 0:

@@ -253,6 +253,23 @@ def test_memory_is_the_callers_again(fs: CSXFileSystem, folder: str, size: int) 
     assert hashlib.sha256(fs.cat_file(f"{folder}/object")).digest() == digest.digest()
 
 
+@pytest.mark.slow
+def test_a_far_store_gets_large_writes_from_buffers(server: LocalS3, folder: str, proxy: FaultProxy) -> None:
+    """A large write to a far store is copied and returns before it is sent, so that the next one follows at once."""
+    fs = through(proxy, server)
+    fs.connect()
+    released, passed = threading.Event(), list[bool]()
+    proxy.faults = [Fault("PUT", query="partNumber", times=99, before=lambda: passed.append(released.wait(60)))]
+    data = bytearray(os.urandom(65 * MIB))
+    expected = bytes(data)
+    with fs.transfer.slots.fixed(32), fs.open(f"{folder}/object", "wb") as file:
+        file.write(data)
+        data[:] = bytes(len(data))
+        released.set()
+    assert passed == [True] * 13
+    assert fs.cat_file(f"{folder}/object") == expected
+
+
 def peak_of_writing(file: Any, write: Any) -> int:
     """The most bytes that Python allocated beyond what there was, while a file was written and closed."""
     tracemalloc.start()
