@@ -109,6 +109,11 @@ def loop_closed_early(path: str) -> None:
 def memory(path: str) -> None:
     """Print the memory, in MiB, that it takes to save 200 MiB, to load them, and to write them from other memory."""
     save({"x": torch.ones(MIB)}, path)
+    with fsspec.filesystem("s3").transfer.slots.fixed(MIN_REQUESTS):  # a busy machine answers as late as a far store
+        print(json.dumps(_memory(path)))
+
+
+def _memory(path: str) -> dict[str, float]:
     load(path)
     with fsspec.open(path, "wb") as file:
         file.write(bytes(9 * MIB))
@@ -123,12 +128,11 @@ def memory(path: str) -> None:
     found["load"] = loading.extra - LARGE
     assert loaded["layer.3"][-1] == 3
     del loaded
-    slots = fsspec.filesystem("s3").transfer.slots  # a busy machine answers as late as a far store
-    with _Peak() as writing, slots.fixed(MIN_REQUESTS), fsspec.open(path, "wb") as file:
+    with _Peak() as writing, fsspec.open(path, "wb") as file:
         for number in range(LARGE):
             file.write(bytes([number]) * MIB)
     found["write"] = writing.extra
-    print(json.dumps(found))
+    return found
 
 
 class _Peak:

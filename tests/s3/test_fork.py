@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
+from commands import running
 from forked import python
 from proxy import Fault, fault_proxy
 from thinning import thinned
@@ -92,6 +94,8 @@ file = fsspec.filesystem("s3", endpoint_url=endpoint).open(path, "rb")
 read = b"".join(file.read(100_000) for _ in range(15))
 assert not file.cache._chunks[-1].data.done()  # is on its way to the parent
 child = os.fork()
+if child:
+    print("forked", flush=True)
 read += file.read()
 assert read == data
 if not child:
@@ -107,7 +111,11 @@ def test_child_reads_on_in_the_parents_file(
     """What its parent is fetching ahead at the fork, a child that has the file open fetches for itself."""
     fs.pipe_file(f"{bucket}/key", os.urandom(9 * 2**20))
     with fault_proxy(server.endpoint_url) as proxy:
-        late = lambda request: request.span is not None and request.span[0] > 3 * 2**19  # noqa: E731
-        proxy.faults = [Fault("GET", when=late, times=99, delay=0.5)]
+        late, go = lambda request: request.span is not None and request.span[0] > 3 * 2**19, threading.Event()
+        proxy.faults = [Fault("GET", when=late, times=99, before=lambda: go.wait(60))]
         command = [*python(), "-c", READING, f"s3://{bucket}/key", proxy.url]
-        subprocess.run(command, check=True, timeout=100)
+        with running(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "forked\n"
+            go.set()
+            assert process.wait(100) == 0
