@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS, ConcurrencyLimit
+from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS, ConcurrencyLimit, RequestSlots
 
 pytestmark = pytest.mark.adaptive
 
@@ -84,6 +84,35 @@ def test_far_store_is_known_by_its_first_answers() -> None:
         assert not near.far
         assert not near.seems_far
         assert near.limit == MIN_REQUESTS
+
+
+def test_store_that_is_near_after_all() -> None:
+    """A fast answer corrects the first ones also during a trial; one a little faster than they does not."""
+    limit = ConcurrencyLimit(most=128)
+    for seconds in (0.03, 0.03, 0.007):
+        limit.answered(seconds)
+    assert limit.far
+    assert limit.seems_far
+    assert limit.limit == 64
+    for step in range(2):
+        limit.measured(step * 0.1, 100 * MB, cpu=0.2)
+    assert limit.limit == 128
+    limit.answered(0.001)
+    assert not limit.far
+    assert limit.limit == MIN_REQUESTS
+
+
+def test_refusals_show_no_distance() -> None:
+    """An answer that the store is busy is fast, but does not make the store a near one."""
+    slots = RequestSlots()
+    slots.allow(128)
+    for _ in range(2):
+        slots.answered(0.03)
+    before = slots.limit
+    for status in (503, 429):
+        slots.answered(0.001, status)
+    assert slots.seems_far
+    assert slots.limit == before // 2
 
 
 @pytest.mark.parametrize("most", [1, 4, 12, 200])

@@ -31,13 +31,15 @@ MAX_REQUESTS_OF_NODE = 256
 """The most requests of all processes of a node together; each process may have ten in any case."""
 
 _FAR, _FAR_OF_A_PROCESSOR = 64, 32  # the first number for a far store, and its most for each processor
-_FAR_SECONDS = 0.01  # a store is far if its fastest answer takes this long
+_FAR_SECONDS = 0.01  # a store is far if the fastest of its first answers takes this long
+_NEAR_SECONDS = 0.005  # one answer this fast shows that it is near; S3 in one's region seldom takes less
 _ANSWERS = 2  # how many answers decide that
 
 _GROWTH = 0.25  # by how much a trial that doubles the number must raise the throughput; in proportion if it adds less
 _ROUND_SECONDS = 0.05  # the shortest time over which a rate is measured
 _ROUNDS = 3  # how many rates start a trial where answers are fast, and end a failed one
 _HOLD_SECONDS, _LONGEST_HOLD = 1.0, 30.0  # wait after a failed trial: the first, and the longest
+_BUSY = (429, 503)
 _PAUSE_SECONDS = 0.1  # between two halvings, and before the first recovery
 _FILLED = 0.75  # the share of the limit that must be in flight for a rate to count
 _CPU = 0.85  # the most of the processors' time that the requests of a trial may be expected to take
@@ -79,9 +81,10 @@ class ConcurrencyLimit:
         """Record how long a response took to arrive."""
         self._answers += 1
         self._fastest = min(self._fastest, seconds)
-        if self.far and self._fastest < _FAR_SECONDS:
+        if self.far and self._fastest < _NEAR_SECONDS:
             self.far = False
-            if self._base is None and self.limit == self._far_limit:
+            if self._far_limit == (self._base[0] if self._base else self.limit):  # no trial has shown that it is faster
+                self._base = None
                 self._change(MIN_REQUESTS)
         elif not self.far and self._answers == _ANSWERS and self._fastest >= _FAR_SECONDS:
             self.far = True
@@ -91,7 +94,7 @@ class ConcurrencyLimit:
     @property
     def seems_far(self) -> bool:
         """Whether the answers so far, perhaps only one, took long."""
-        return self._answers > 0 and self._fastest >= _FAR_SECONDS
+        return self.far or (self._answers > 0 and self._fastest >= _FAR_SECONDS)
 
     @property
     def _far_limit(self) -> int:
@@ -255,8 +258,11 @@ class RequestSlots:
             turns = self._turns()
         self._begin(turns)
 
-    def answered(self, seconds: float) -> None:
-        """Record how long a response took to arrive."""
+    def answered(self, seconds: float, status: int = 200) -> None:
+        """Record how long a response took to arrive, or that the store is busy."""
+        if status in _BUSY:  # it takes little time, however far the store is
+            self.throttled()
+            return
         with self._lock:
             self._limit.answered(seconds)
             turns = self._turns()

@@ -86,7 +86,7 @@ class Exchange:
         wanted.moved = self._slots.moved
         with self._noting_stalls():
             answer = self._send(request)
-            self._note_answer(answer.status_code, began)
+            self._slots.answered(time.monotonic() - began, answer.status_code)
             try:
                 with translate_errors(answer, request, wanted):
                     if 200 <= answer.status_code < 300:
@@ -160,7 +160,7 @@ class Exchange:
                 if body.failure is not None:  # the connection is not at fault, so a retry would not help
                     raise body.failure from error
                 raise
-            self._note_answer(answer.status_code, sent[-1])
+            self._slots.answered(time.monotonic() - sent[-1], answer.status_code)
             with translate_errors(answer, request):
                 return AioAWSResponse(request.url, answer.status_code, answer.headers, _Body(read_body(answer)))
 
@@ -189,11 +189,6 @@ class Exchange:
         except ReadTimeoutError:
             self._slots.throttled()
             raise
-
-    def _note_answer(self, status: int, began: float) -> None:
-        self._slots.answered(time.monotonic() - began)
-        if status in (429, 503):
-            self._slots.throttled()
 
 
 class _Body:

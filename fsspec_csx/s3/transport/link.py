@@ -206,9 +206,7 @@ class Link:
         else:
             msg = f"More than {_INTERIM} responses came that only announce another."
             raise UnusualResponseError(msg)
-        self._slots.answered(time.monotonic() - sent)
-        if head.status_code in (429, 503):
-            self._slots.throttled()
+        self._slots.answered(time.monotonic() - sent, head.status_code)
         self._early = self._view[begin:filled]
         if head.length is not None and len(self._early) > head.length:
             msg = "More bytes came than the response has."
