@@ -131,7 +131,7 @@ class TorchFile:
         pickled = self._pickled
         with self.stream.reading() as contents:
             if self._layout is not None:
-                self._layout.write(writer.write, writer.write, contents)
+                self._layout.write(writer.write, writer.borrow_summed, contents)
                 return
             for storage, pieces in zip(self._storages, contents, strict=True):
                 memory, position = memory_of(storage), 0

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from fsspec_csx.tensors.crc32 import crc32_of
+
 T = TypeVar("T")
 
 _LARGE = 2**20
@@ -61,6 +63,16 @@ class TrackingWriter(_Tracking):
     def borrow(self, data: Any) -> int:
         """Write all of a buffer that does not change until the file below is closed."""
         return self._write(getattr(self._file, "write_borrowed", self._file.write), data)
+
+    def borrow_summed(self, data: memoryview) -> int:
+        """Write single bytes as ``borrow`` does, and return their CRC-32."""
+        write = getattr(self._file, "write_summed", None)
+        if write is None:
+            self.borrow(data)
+            return crc32_of(data)
+        crc32: int = self._call(write, data)
+        self._call(self._advance, len(data))
+        return crc32
 
     def _write(self, write: Callable[[Any], int | None], data: Any) -> int:
         # Not by _call, for speed: each small tensor takes five calls.
@@ -163,9 +175,13 @@ class JoiningWriter:
         self._write = write
         self._joined = bytearray()
 
+    def joins(self, data: bytes | memoryview) -> bool:
+        """Return whether a buffer is so small that it is joined with others."""
+        return len(data) < self._small
+
     def write(self, data: bytes | memoryview, through: Callable[[Any], object] | None = None) -> None:
         """Write all of a buffer; a large one by ``through``, if given."""
-        if len(data) < self._small:
+        if self.joins(data):
             self._joined += data
             if len(self._joined) >= self._most:
                 self.flush()

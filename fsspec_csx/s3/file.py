@@ -215,13 +215,17 @@ class CSXFile(ReadFile):
         """
         return self._write(data, stable=True, borrowed=True)
 
+    def write_summed(self, data: Any) -> int:
+        """Write contiguous memory as ``write_borrowed`` does, and return its CRC-32."""
+        return self._write(data, stable=True, borrowed=True, summed=True)
+
     def _check_written(self) -> None:
         if self.mode == "rb":
             msg = "The file was opened for reading. Open it in mode wb."
             raise ValueError(msg)
         check_open(self.path, self.closed or self.forced)
 
-    def _write(self, data: Any, *, stable: bool, borrowed: bool) -> int:
+    def _write(self, data: Any, *, stable: bool, borrowed: bool, summed: bool = False) -> int:
         if self.mode == "rb" or self.closed or self.forced:
             self._check_written()
         view = single_bytes(data)
@@ -230,13 +234,17 @@ class CSXFile(ReadFile):
             return size  # ignore what the dropped wrapper flushes
         if self._pid != os.getpid():
             raise _fork_error(self.path)
+        result = size
         try:
-            self._writer.write(view, stable=stable, borrowed=borrowed)
+            if summed:
+                result = self._writer.write_summed(view)
+            else:
+                self._writer.write(view, stable=stable, borrowed=borrowed)
         except BaseException:
             self.discard()
             raise
         self.loc += size
-        return size
+        return result
 
     def writable(self) -> bool:
         """Return whether the file can be written to."""

@@ -11,6 +11,7 @@ from typing import Any
 from fsspec_csx.s3.multipart import MultipartUpload, gather_or_cancel
 from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, PARTS, first_part_size, part_size
 from fsspec_csx.s3.put_object import Call, put
+from fsspec_csx.s3.transport.checksum import CRC32, CRC64NVME
 from fsspec_csx.s3.transport.event_loop import Work
 from fsspec_csx.s3.transport.memory import new_buffer, populate
 from fsspec_csx.s3.transport.pool import PART, Transfer
@@ -18,6 +19,8 @@ from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 
 # Smaller pieces are copied, even if they could be referenced: consecutive ones are joined up to _JOINED.
 _SMALL, _JOINED = 64 * 1024, 2**20
+# Bytes of which two checksums are computed, one after the other, from the processor's cache.
+_SUMMED = 2**20
 # Other copies go into buffers, which are reused, as the kernel zeroes new memory. A part has one buffer, or several of
 # _STEP if it is larger than _LARGEST_BUFFER.
 _LARGEST_BUFFER, _STEP = 16 * 2**20, 4 * 2**20
@@ -69,6 +72,7 @@ class PartWriter:
         self._joined = bytearray()  # small pieces, before they are added to the next part
         # The next part so far: referenced memories and sealed pieces of buffers, and the unsealed piece of _buffer.
         self._memories: list[memoryview] = []
+        self._known: dict[int, int] = {}  # the CRC64NVME of some of them, by index
         self._filled = 0
         self._buffered = 0
         self._buffer = memoryview(b"")
@@ -103,13 +107,33 @@ class PartWriter:
         self._add_joined()
         self._add(view, stable=stable, borrowed=borrowed)
 
+    def write_summed(self, view: memoryview) -> int:
+        """Add borrowed memory, as ``write`` does, and return its CRC-32.
+
+        S3's checksum is computed with it: reading memory twice, once for each, takes longer.
+        """
+        self._add_joined()
+        self._choose()
+        crc32 = 0
+        while view:
+            room = max(self._part_size - self._filled, 0) or self._part_size
+            piece, view = view[:room], view[room:]
+            crc64nvme = 0
+            for start in range(0, len(piece), _SUMMED):
+                step = piece[start : start + _SUMMED]
+                crc32 = CRC32.compute(step, crc32)
+                crc64nvme = CRC64NVME.compute(step, crc64nvme)
+            self._add(piece, stable=True, borrowed=True, crc64nvme=crc64nvme)
+        return crc32
+
     def _add_joined(self) -> None:
         if self._joined:
             joined, self._joined = self._joined, bytearray()
             self._add(memoryview(joined), stable=True)
 
-    def _add(self, view: memoryview, *, stable: bool, borrowed: bool = False) -> None:
+    def _add(self, view: memoryview, *, stable: bool, borrowed: bool = False, crc64nvme: int | None = None) -> None:
         self._choose()
+        size = len(view)
         if self.upload is None and self._filled + len(view) > self._part_size:
             self._begin()
         at_once = not stable and len(view) >= max(_SENT_AT_ONCE, self._transfer.buffered_bytes)
@@ -121,6 +145,8 @@ class PartWriter:
             piece, view = view[:room], view[room:]
             if (stable and len(piece) >= _SMALL) or (at_once and len(piece) == room):
                 self._seal()
+                if crc64nvme is not None and len(piece) == size:
+                    self._known[len(self._memories)] = crc64nvme
                 self._memories.append(piece)
                 self._buffered += 0 if borrowed or at_once else len(piece)
                 self._filled += len(piece)
@@ -226,8 +252,8 @@ class PartWriter:
 
     def _payload(self) -> RequestBody:
         self._seal()
-        payload = MemoryBody(self._memories)
-        self._memories = []
+        payload = MemoryBody(self._memories, self._known)
+        self._memories, self._known = [], {}
         self._filled = self._buffered = 0
         return payload
 

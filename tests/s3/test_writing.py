@@ -12,6 +12,7 @@ import threading
 import time
 import tracemalloc
 import uuid
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,24 @@ def test_borrowed_memory_is_not_copied(fs: CSXFileSystem, folder: str) -> None:
     peak = peak_of_writing(fs.open(f"{folder}/object", "wb"), lambda file: file.write_borrowed(buffer))
     assert peak < 3 * MIB
     assert fs.cat_file(f"{folder}/object") == buffer
+
+
+def test_checksums_of_summed_memory(fs: CSXFileSystem, folder: str) -> None:
+    """``write_summed`` returns the CRC-32, and the parts are sent with the right checksums, wherever they are cut."""
+    data = os.urandom(24 * MIB)
+    sizes = (1000, 4 * MIB, 7, 13 * MIB + 5, 0, 65_535, 65_536, 200_000, 4 * MIB)
+    expected, position = bytearray(), 0
+    with fs.open(f"{folder}/object", "wb", block_size=BLOCK) as file:
+        for number, size in enumerate(sizes):
+            piece = memoryview(data)[position : position + size]
+            if number % 2:
+                assert file.write_summed(piece) == zlib.crc32(piece)
+            else:
+                file.write(piece)
+            expected += piece
+            position += size
+    assert fs.cat_file(f"{folder}/object") == expected
+    assert head_of(fs, f"{folder}/object")["ChecksumCRC64NVME"] == crc64nvme(bytes(expected))
 
 
 def test_memory_of_many_small_writes(fs: CSXFileSystem, folder: str) -> None:

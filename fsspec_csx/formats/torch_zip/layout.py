@@ -62,32 +62,34 @@ class Layout:
     def write(
         self,
         write: Callable[[Any], object],
-        keep: Callable[[Any], object],
+        keep: Callable[[memoryview], int],
         contents: Iterable[Iterable[memoryview]] | None = None,
     ) -> None:
         """Write the archive.
 
         Args:
             write: takes a buffer, which may be reused when it returns.
-            keep: takes the memory of a CPU tensor, which does not change while this object lives.
+            keep: takes the memory of a CPU tensor, which does not change while this object lives; returns its CRC-32.
             contents: the bytes of each storage that is not empty, in reused pieces; by default those in the storages.
         """
         joining = JoiningWriter(write)
         given = None if contents is None else iter(contents)
 
         def fill(storage: torch.UntypedStorage) -> int:
-            crc = RunningCrc32()
-            in_place = given is None and storage.device.type == HERE
             pieces: Iterable[memoryview]
-            if in_place:
-                pieces = [memory_of(storage)]
-            elif given is not None:
+            if given is not None:
                 pieces = next(given)
-            else:
+            elif storage.device.type != HERE:
                 pieces = _staged(storage)
+            elif joining.joins(memory := memory_of(storage)):
+                pieces = [memory]
+            else:
+                joining.flush()
+                return keep(memory)
+            crc = RunningCrc32()
             for piece in pieces:
-                joining.write(piece, keep if in_place else None)
-                crc.add(piece)  # while the piece is sent
+                joining.write(piece)
+                crc.add(piece)
             return crc.value
 
         self.write_around(joining.write, fill)

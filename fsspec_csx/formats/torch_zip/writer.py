@@ -37,7 +37,7 @@ class TorchWriter(FileWriter):
         if self._layout is None:
             writer.unmasked(lambda: pickled.torch_save(writer))
         else:
-            self._layout.write(writer.write, writer.borrow)
+            self._layout.write(writer.write, writer.borrow_summed)
 
     def free(self) -> None:
         self._pickled = self._layout = None

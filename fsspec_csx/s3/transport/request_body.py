@@ -6,7 +6,7 @@ import io
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -77,10 +77,15 @@ class RequestBody(io.RawIOBase):
         """Compute the checksum, once."""
         if self._prepared:
             return
-        crc = 0
-        for memory in self.pieces(_SUMMED):
-            crc = CRC64NVME.compute(memory, crc)
-        self.crc64nvme, self._prepared = crc, True
+        self.crc64nvme, self._prepared = self._checksum(), True
+
+    def _checksum(self) -> int:
+        return self._added(0, self.parts())
+
+    def _added(self, crc: int, memories: Iterable[memoryview]) -> int:
+        for piece in self._cut(memories, _SUMMED):
+            crc = CRC64NVME.compute(piece, crc)
+        return crc
 
     def pieces(self, size: int, most: int = 0) -> Iterator[memoryview]:
         """Yield the bytes in pieces of at most ``size``, which grow up to ``most`` while each is used quickly.
@@ -88,7 +93,10 @@ class RequestBody(io.RawIOBase):
         Raises:
             OSError: if the upload was given up.
         """
-        for memory in self.parts():
+        return self._cut(self.parts(), size, most)
+
+    def _cut(self, memories: Iterable[memoryview], size: int, most: int = 0) -> Iterator[memoryview]:
+        for memory in memories:
             while memory:
                 if self.given_up:
                     msg = "The upload was given up."
@@ -130,12 +138,23 @@ class MemoryBody(RequestBody):
 
     Args:
         memories: contiguous, of single bytes; unchanged until they have been sent.
+        known: the CRC64NVME of some of them, by index.
     """
 
-    def __init__(self, memories: Sequence[memoryview]) -> None:
+    def __init__(self, memories: Sequence[memoryview], known: Mapping[int, int] | None = None) -> None:
         super().__init__(sum(map(len, memories)))
         self.owned = all(memory.obj is not None for memory in memories)
         self._memories = memories
+        self._known = known or {}
+
+    def _checksum(self) -> int:
+        crc = 0
+        for index, memory in enumerate(self._memories):
+            if (known := self._known.get(index)) is not None:
+                crc = CRC64NVME.combine(crc, known, len(memory))
+            else:
+                crc = self._added(crc, [memory])
+        return crc
 
     def parts(self, start: int = 0) -> Iterator[memoryview]:
         """Yield the bytes from a position on, in consecutive buffers."""

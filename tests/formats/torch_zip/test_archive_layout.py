@@ -122,7 +122,12 @@ def laid_out(obj: Any) -> bytes:
     layout = plan_archive(Pickled(obj))
     assert layout is not None
     written = bytearray()
-    layout.write(written.extend, written.extend)
+
+    def keep(memory: memoryview) -> int:
+        written.extend(memory)
+        return zlib.crc32(memory)
+
+    layout.write(written.extend, keep)
     assert len(written) == layout.nbytes
     return bytes(written)
 

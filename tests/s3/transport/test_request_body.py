@@ -7,9 +7,23 @@ import os
 import pytest
 
 from fsspec_csx.s3.transport import request_body
+from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.request_body import MemoryBody
 
 _DATA = os.urandom(100)
+
+
+def test_known_checksums() -> None:
+    """The checksum of a body of several buffers is that of its bytes, whichever of the buffers' are known."""
+    memories = [memoryview(_DATA)[:40], memoryview(b""), memoryview(_DATA)[40:41], memoryview(_DATA)[41:]]
+    sums = dict(enumerate(CRC64NVME.compute(each, 0) for each in memories))
+    for known in ({}, sums, {0: sums[0]}, {3: sums[3]}, {1: sums[1], 2: sums[2]}):
+        body = MemoryBody(memories, known)
+        body.prepare()
+        assert body.crc64nvme == CRC64NVME.compute(memoryview(_DATA), 0)
+    wrong = MemoryBody(memories, {2: sums[2] ^ 1})
+    wrong.prepare()
+    assert wrong.crc64nvme != body.crc64nvme
 
 
 @pytest.mark.parametrize("quick", [True, False])
