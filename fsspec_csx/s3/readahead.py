@@ -19,7 +19,7 @@ _FIRST = 256 * 1024
 _GROWTH = 4
 # The smallest background request, and how many requests the window ahead of the reader is divided into.
 _LEAST = 2**20
-_SHARES = 4
+_SHARES = 8
 # The largest gap that counts as sequential, and the bytes kept behind the reader: readers of zip files go to the end of
 # each record, and back.
 _GAP = 64 * 1024
@@ -27,7 +27,7 @@ _BEHIND = 2**20
 # How zip files begin and end. torch.load reads the beginning, then the end and the directory before it, and then the
 # records from front to back; so _TAIL bytes of the end are fetched at once, and _FIRST_RECORDS bytes of the records.
 _ZIP_BEGIN, _ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
-_TAIL, _FIRST_RECORDS = 512 * 1024, 4 * 2**20
+_TAIL, _FIRST_RECORDS = 512 * 1024, 8 * 2**20
 # A kept end of less than the first number is extended, by less than the second, to a read that begins before it.
 _SMALL_TAIL, _LARGEST_DIRECTORY = 2**21, 2**23
 # The chunks that are fetched ahead of large reads, in requests of AHEAD_REQUEST bytes.
@@ -232,7 +232,8 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
 
     def _fetch_ahead(self, stop: int) -> None:
         """Fetch the missing bytes of a read up to ``stop``, and those that follow."""
-        if stop > self._chunks[-1].end or not self._chunks[-1].data.done():
+        last = next((chunk for chunk in self._chunks if chunk.end >= stop), None)
+        if last is None or not last.data.done():  # the reader has to wait
             self._window = min(max(self._window * _GROWTH, _LEAST), self.blocksize)
         end = min(stop + self._window, self.size)
         step = max(_LEAST, self._window // _SHARES)

@@ -231,6 +231,42 @@ def test_what_another_thread_forgets_meanwhile() -> None:
     assert cache._fetch(200 * 1024, 300 * 1024) == data[200 * 1024 : 300 * 1024]
 
 
+class Arriving(Future[bytes]):
+    """Bytes that arrive when they are waited for."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self._data = data
+
+    def result(self, timeout: float | None = None) -> bytes:
+        if not self.done():
+            self.set_result(self._data)
+        return super().result(timeout)
+
+
+def test_more_is_ahead_of_a_reader_that_waits() -> None:
+    """Requests become larger while the reader has to wait for them, and stay small where the data is always there."""
+
+    def lengths_of_requests(*, waits: bool) -> list[int]:
+        lengths = []
+
+        def fetch(start: int, end: int) -> Future[bytes]:
+            lengths.append(end - start)
+            arriving = Arriving(DATA[start:end])
+            if not waits:
+                arriving.result()
+            return arriving
+
+        cache = ReadAhead(32 * MIB, fetch, lambda start, memory: Future(), len(DATA))
+        for start in range(0, len(DATA), MIB // 4):
+            assert cache._fetch(start, start + MIB // 4) == DATA[start : start + MIB // 4]
+        assert sum(lengths) == len(DATA)
+        return lengths
+
+    assert max(lengths_of_requests(waits=False)) == MIB
+    assert max(lengths_of_requests(waits=True)) == 4 * MIB
+
+
 def test_random_reads_take_one_request_each(fs: CSXFileSystem) -> None:
     """A small read at a new place asks for it once, and for little more."""
     chosen = random.Random(1)
