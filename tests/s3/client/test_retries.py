@@ -31,7 +31,7 @@ def far(server: LocalS3, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> 
     """A filesystem behind the proxy, that asks for everything few times."""
     monkeypatch.setattr("botocore.retryhandler.random.random", lambda: 0.01)
     proxy.faults = []
-    made = through(proxy, server, config_kwargs={"retries": {"total_max_attempts": 2}, "read_timeout": 5})
+    made = through(proxy, server, config_kwargs={"retries": {"total_max_attempts": 2}})
     made.retries = 1
     made.makedirs(BUCKET, exist_ok=True)
     proxy.requests = []
