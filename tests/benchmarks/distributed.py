@@ -42,7 +42,7 @@ _LIMIT = timedelta(seconds=120)
 class OursSharded:
     """``fsspec_csx.distributed``."""
 
-    settings = "8 MiB parts, up to 64 in flight in all ranks"
+    settings = "8 MiB parts, up to 128 in flight in each rank"
 
     def __init__(self, target: Target) -> None:
         from fsspec_csx import distributed
@@ -97,7 +97,7 @@ class ConnectorSharded(_Storage):
 class Whole:
     """``fsspec_csx.load`` of a file in every rank, by each for itself or once for all of them."""
 
-    settings = "up to 64 requests in flight in all ranks"
+    settings = "up to 128 requests in flight in each rank"
 
     def __init__(self, target: Target, *, once: bool) -> None:
         self._once = once
