@@ -126,9 +126,15 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
             self._chunks.popleft()
         return taken
 
-    def fill(self, memory: memoryview, start: int, taken: Sequence[Chunk]) -> None:
-        """Fill memory from chunks that were taken; the first chunk contains the byte at ``start``."""
+    def fill(
+        self, memory: memoryview, start: int, taken: Sequence[Chunk], in_thread: Callable[..., Future[None]]
+    ) -> None:
+        """Fill memory from chunks that were taken; the first chunk contains the byte at ``start``.
+
+        ``in_thread`` runs a function in another thread: allocating the pages takes longer than copying the bytes.
+        """
         stop = start + len(memory)
+        pages = in_thread(populate, memory[len(memory) // 2 :]) if len(memory) >= _CHUNK else None
         try:
             for chunk in taken:
                 first, last = max(start, chunk.start), min(stop, chunk.end)
@@ -141,6 +147,9 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
             for chunk in taken:
                 chunk.data.cancel()
             raise
+        finally:
+            if pages is not None and not pages.cancel():
+                pages.result()
 
     def fetch_beyond(self, start: int, ahead: int) -> None:
         """Fetch ``ahead`` bytes from a position on, in chunks of equal size, unless they are cached or in flight.

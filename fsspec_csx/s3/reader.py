@@ -30,7 +30,7 @@ from fsspec_csx.s3.transport.request_body import single_bytes
 _PARALLEL_FROM = 2 * 2**20
 _FOLLOWING = 64 * 1024
 # The first large read of a zip file, after its end record, fetches this many times its size ahead.
-_FIRST_AHEAD = 4
+_FIRST_AHEAD = 8
 # ``readline`` searches this many bytes at a time.
 _LINE = 64 * 1024
 
@@ -131,7 +131,7 @@ class ReadFile(S3File):  # type: ignore[misc]
                 self.cache.put(end, following)
             if beyond:
                 self.cache.fetch_beyond(end, beyond)
-            self.cache.fill(memory[:here], start, taken)
+            self.cache.fill(memory[:here], start, taken, self.fs.transfer.in_thread)
             if rest is not None:
                 rest.result()
         except BaseException:

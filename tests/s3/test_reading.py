@@ -294,7 +294,7 @@ def test_zip_file_is_read_ahead(fs: CSXFileSystem, monkeypatch: pytest.MonkeyPat
     """Far from the store, what follows the first large record of a zip file comes early; of other files it does not."""
     monkeypatch.setattr(Transfer, "ahead_bytes", property(lambda _: 32 * MIB))
     near = 5 * MIB + 64 * 1024
-    beyond = [(near, near + 8 * MIB), (near + 8 * MIB, near + 16 * MIB)]
+    beyond = [(near + start, near + start + 8 * MIB) for start in range(0, 24 * MIB, 8 * MIB)]
     for ending, ahead in ((b"PK\x05\x06" + bytes(18), beyond), (bytes(22), [])):
         fs.pipe_file("reading/zip", DATA + ending)
         with fs.open("reading/zip", "rb", block_size=32 * MIB) as file:
