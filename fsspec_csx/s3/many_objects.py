@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import mimetypes
 import os
+import stat
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -70,7 +71,11 @@ async def get_files(
     def is_writable(number: int) -> bool:
         source, target = pairs[number]
         check_inside(source, target)
-        return os.path.isfile(target) or not os.path.lexists(target)  # not a folder, pipe or device
+        try:
+            mode = os.lstat(target).st_mode
+        except (OSError, ValueError):  # nothing is there, or opening the file raises the error
+            return True
+        return os.path.isfile(target) if stat.S_ISLNK(mode) else stat.S_ISREG(mode)  # not a folder, pipe or device
 
     async def fetch(request: HeadRequest) -> None:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import select
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -71,6 +72,7 @@ class Link:
         self._pool, self._slots = pool, slots
         self._connection = compat.take_connection(pool)
         self._socket: Any = None
+        self._poll: Any = None
         self._store = bytearray(MOST_BYTES)
         self._view = memoryview(self._store)
         self._early = self._view[:0]  # bytes of a body that were received with its head
@@ -158,13 +160,7 @@ class Link:
     def _connected(self) -> Iterator[Interrupt]:
         """Connect, for a block; an error in it closes the connection."""
         self.began = False
-        if is_connection_dropped(self._connection):  # also if data waits, which cannot answer the next request
-            self._connection.close()
-        try:
-            self._socket = compat.connected_socket(self._pool, self._connection)
-        except BaseException:
-            self._connection.close()  # it may have a socket without TLS
-            raise
+        self._connect()
         self.began = True
         interrupt = Interrupt(self._socket)
         try:
@@ -176,6 +172,24 @@ class Link:
             raise
         finally:
             interrupt.release()
+
+    def _connect(self) -> None:
+        """Connect, unless the connection can be used; not if data waits, which cannot answer the next request."""
+        used = self._connection.sock
+        if used is not None and used is self._socket and self._poll is not None:
+            if not self._poll.poll(0):
+                return
+            self._connection.close()
+        elif is_connection_dropped(self._connection):
+            self._connection.close()
+        try:
+            self._socket = compat.connected_socket(self._pool, self._connection)
+        except BaseException:
+            self._connection.close()  # it may have a socket without TLS
+            raise
+        if hasattr(select, "poll"):  # kept, as urllib3 makes another for each look
+            self._poll = select.poll()
+            self._poll.register(self._socket, select.POLLIN)
 
     def _receive(self, memory: memoryview) -> int:
         """Receive some bytes of a head or of a body without object data."""
