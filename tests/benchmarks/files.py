@@ -78,6 +78,13 @@ class Streaming(Ours):
 class Opened(Ours):
     """``torch.save`` and ``torch.load`` on the file of ``fsspec.open``, with fsspec_csx behind it."""
 
+    @property
+    def settings(self) -> str:
+        """Part size, and how many parts are moved at a time."""
+        from fsspec_csx.s3.part_sizes import LEAST_PART
+
+        return f"save: {LEAST_PART // _MIB} MiB parts; up to {self._fs.max_concurrency} in flight"
+
     def save(self, state: State, key: str) -> None:
         """Save."""
         import fsspec
