@@ -264,6 +264,7 @@ class PartWriter:
         self.upload = MultipartUpload(self._call, self._transfer, checked=self._checked)
         self._number = len(self.copied)
         self._creating = self._work_for(self._create(self.upload))
+        self._creating.add_done_callback(self._note_failure)
         self._creating.schedule()  # only now: Ctrl-C before it is known here would leave an upload
 
     def _send_part(self) -> None:
@@ -297,22 +298,28 @@ class PartWriter:
         await gather_or_cancel(upload.copy(number, **each) for number, each in enumerate(self.copied, 1))
 
     async def _send(self, number: int, payload: RequestBody) -> None:
-        """Wait for the creation of the upload, and send a part."""
+        """Wait for the creation of the upload, and send a part unless the writing has failed."""
         assert self._creating is not None
         assert self.upload is not None
         if not self._creating.done():
             await asyncio.shield(_ended(self._creating))
-        self._creating.result()
-        await self.upload.send(number, payload)
+        # Raising the error of the creation here would make its traceback longer with each part.
+        if self._failure is None and not self._creating.cancelled():
+            await self.upload.send(number, payload)
 
     def _sent(self, future: Future[None], buffered: int, lent: list[memoryview]) -> None:
         with self._changed:
             del self._in_flight[future]
             self._buffered_in_flight -= buffered
-            if not future.cancelled():
-                self._failure = self._failure or future.exception()
+            self._note_failure(future)
             if self._failure is None and not future.cancelled():  # otherwise a thread may still be sending it
                 self._free += lent
+            self._changed.notify_all()
+
+    def _note_failure(self, future: Future[Any]) -> None:
+        with self._changed:
+            if not future.cancelled():
+                self._failure = self._failure or future.exception()
             self._changed.notify_all()
 
     def _wait_until(self, condition: Callable[[], bool]) -> None:

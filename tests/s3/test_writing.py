@@ -357,6 +357,20 @@ def test_failed_part(server: LocalS3, folder: str, proxy: FaultProxy, when: str)
     assert fs.cat_file(f"{folder}/object") == b"old"
 
 
+def test_failed_creation(server: LocalS3, folder: str, proxy: FaultProxy) -> None:
+    """The error of the creation is raised once for all parts, with a traceback that can be read."""
+    fs = through(proxy, server)
+    held = threading.Event()
+    refused = error_answer(403, "AccessDenied")
+    proxy.faults = [Fault("POST", query="uploads", times=99, before=lambda: held.wait(60), answer=refused)]
+    with pytest.raises(AccessDeniedError) as raised, fs.open(f"{folder}/object", "wb") as file:
+        file.write(memoryview(DATA + DATA))
+        held.set()
+    assert len(raised.traceback) < 50
+    assert parts(proxy) == []
+    assert not fs.exists(f"{folder}/object")
+
+
 @pytest.mark.parametrize("first", [5 * MIB, PART, 50 * MIB, 1024 * MIB])
 def test_part_sizes_reach_the_largest_object(first: int) -> None:
     """The parts of an object of unknown size grow, so that 10,000 of them hold 5 TiB and none is above 5 GiB."""
