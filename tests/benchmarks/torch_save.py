@@ -52,7 +52,7 @@ class Copying(Dropping):
         return super().write(data)
 
 
-def seconds(state: Any, file: Dropping) -> float:
+def seconds(state: Any, file: Any) -> float:
     """The least processor time of some saves."""
     found = []
     for _ in range(_RUNS):
