@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -217,9 +217,9 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         self._free.clear()
         self._window = 0
 
-    def _forget_before(self, start: int, behind: int = _BEHIND) -> None:
+    def _forget_before(self, start: int) -> None:
         self._forget_parents()
-        while len(self._chunks) > 1 and self._chunks[0].end + behind <= start:
+        while len(self._chunks) > 1 and self._chunks[0].end + _BEHIND <= start:
             self._chunks.popleft()
         if not self._continues(start):
             self.clear()
@@ -256,15 +256,12 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
             self.clear()  # so that the next read requests the failed chunks again
             raise
 
-    def _overlapping(self, start: int, stop: int) -> Iterator[tuple[Chunk, int, int]]:
-        """Yield the chunks of a range, each with the file positions where their overlap begins and ends."""
-        for chunk in list(self._chunks):
-            if chunk.start < stop and chunk.end > start:
-                yield chunk, max(start, chunk.start), min(stop, chunk.end)
-
     def _read_chunks(self, start: int, stop: int) -> bytes:
         pieces, done = [], start
-        for chunk, first, last in self._overlapping(start, stop):
+        for chunk in list(self._chunks):
+            first, last = max(start, chunk.start), min(stop, chunk.end)
+            if first >= last:
+                continue
             if first != done:
                 break
             done = last
