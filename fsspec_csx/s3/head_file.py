@@ -91,9 +91,8 @@ class HeadFile(FirstBytes):
             return False
         descriptor = self._open()
         if not self._in_steps:
-            write_at(descriptor, self.memory[: self.length], 0)
-        else:
-            os.ftruncate(descriptor, self.length)  # a former state of the object may have been longer
+            write_at(descriptor, self.memory, 0)
+        os.ftruncate(descriptor, self.length)  # a former state of the object may have been longer
         self._stack.close()
         self.forget()
         return True

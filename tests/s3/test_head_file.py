@@ -37,6 +37,12 @@ def test_written_as_it_comes(tmp_path: Path) -> None:
     assert head.has_checksum()
     assert head.store()
     assert target.read_bytes() == DATA
+    replaced = HeadFile("x", str(target), lambda: True)
+    receive(replaced, DATA, HEADERS, 2 * MIB)
+    replaced.restart()
+    receive(replaced, b"short", {"Content-Length": "5"}, 5)
+    assert replaced.store()
+    assert target.read_bytes() == b"short"
     damaged = HeadFile("x", str(target), lambda: True)
     receive(damaged, bytes(len(DATA)), HEADERS, len(DATA))
     assert not damaged.has_checksum()
