@@ -1,4 +1,4 @@
-"""Record: the size, the checksum and the remote state of a checkpoint on the local disk."""
+"""LocalRecord: the size, the checksum and the remote state of a checkpoint on the local disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHUNK = 16 * 2**20
 
 
 @dataclass(frozen=True)
-class Record:
+class LocalRecord:
     """The record of a local checkpoint, in a JSON file beside it.
 
     Attributes:
@@ -40,10 +40,10 @@ class Record:
     former: dict[str, Any] | None = None
 
     @staticmethod
-    def read(path: str) -> Record | None:
+    def read(path: str) -> LocalRecord | None:
         """Read the record of the checkpoint at a path; None if the record or the checkpoint is missing or damaged."""
         with contextlib.suppress(OSError, ValueError, TypeError, RecursionError), open(path + SUFFIX, "rb") as file:
-            record = Record(**json.load(file))
+            record = LocalRecord(**json.load(file))
             kinds = {int: (record.number, record.size), str: (record.path, record.crc64nvme)}
             states = (record.remote, record.before, record.former)
             right = all(isinstance(value, kind) for kind, values in kinds.items() for value in values)
@@ -56,11 +56,11 @@ class Record:
         with atomic_write(None, path + SUFFIX) as file:
             file.write(json.dumps(asdict(self)).encode())
 
-    def matching(self, path: str) -> Record | None:
+    def matching(self, path: str) -> LocalRecord | None:
         """Return this record or the former one, whichever matches the bytes at a path; None if neither does."""
         with contextlib.suppress(OSError, TypeError), open(path, "rb") as file:
             found = os.fstat(file.fileno()).st_size, _checksum(file)
-            records = [self, *([Record(**self.former)] if self.former else [])]
+            records = [self, *([LocalRecord(**self.former)] if self.former else [])]
             return next((each for each in records if (each.size, each.crc64nvme) == found), None)
         return None
 

@@ -18,7 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import asdict, replace
 from typing import Any
 
-from fsspec_csx.checkpoint.local_record import SUFFIX, Record, SummedFile
+from fsspec_csx.checkpoint.local_record import SUFFIX, LocalRecord, SummedFile
 from fsspec_csx.checkpoint.save_future import SaveFuture
 from fsspec_csx.errors import ChecksumError
 from fsspec_csx.formats.writer import FileWriter, Target
@@ -84,7 +84,7 @@ class LocalTier:
     def find(self, name: str, target: Target) -> str | None:
         """Return the path of the local copy of a checkpoint; None if there is none, or the remote file must be read."""
         path = self.path_of(name)
-        noted = Record.read(path)
+        noted = LocalRecord.read(path)
         if noted is None:
             return None
         record = noted.matching(path)
@@ -93,7 +93,7 @@ class LocalTier:
             logger.warning("The local copy %s is not used: %s", path, flaw)
         return None if flaw else path
 
-    def _difference(self, record: Record, path: str, target: Target) -> str:
+    def _difference(self, record: LocalRecord, path: str, target: Target) -> str:
         """Describe why the remote file is a different one; empty if it is the same."""
         state = _remote_state(target)
         if record.remote is None and state in (None, record.before):
@@ -106,15 +106,16 @@ class LocalTier:
         if (state.get("size"), state.get("crc64nvme")) != (record.size, record.crc64nvme):
             return f"{target.name} is another checkpoint"
         with self._changing, contextlib.suppress(OSError):
-            if self._locked and Record.read(path) == record:  # without the lock, another process may be replacing it
+            # Without the lock, another process may be replacing it.
+            if self._locked and LocalRecord.read(path) == record:
                 replace(record, remote=state).write(path)
         return ""
 
-    def _records(self) -> list[tuple[str, Record]]:
+    def _records(self) -> list[tuple[str, LocalRecord]]:
         """Return the checkpoints and their records, the newest last."""
         with contextlib.suppress(OSError):
             names = [name.removesuffix(SUFFIX) for name in os.listdir(self.folder) if name.endswith(SUFFIX)]
-            found = [(name, record) for name in names if (record := Record.read(self.path_of(name))) is not None]
+            found = [(name, record) for name in names if (record := LocalRecord.read(self.path_of(name))) is not None]
             return sorted(found, key=lambda each: each[1].number)
         return []
 
@@ -162,14 +163,14 @@ class LocalTier:
             summed = SummedFile(file)
             writer.write(summed, advance=advance)
             with self._changing:
-                self._following(path, Record(target.name, 1, summed.size, summed.checksum)).write(path)
+                self._following(path, LocalRecord(target.name, 1, summed.size, summed.checksum)).write(path)
             advance(0)  # it may have been cancelled meanwhile
         self._prune(waiting=True)
 
-    def _following(self, path: str, record: Record) -> Record:
+    def _following(self, path: str, record: LocalRecord) -> LocalRecord:
         """Return a record with the next number, and with the state of the checkpoint that it replaces."""
         record = replace(record, number=max((each.number for _, each in self._records()), default=0) + 1)
-        old = Record.read(path)
+        old = LocalRecord.read(path)
         if old is not None and old.former:  # a cancelled or failed save may not have replaced it
             old = old.matching(path)
         if old is None:
@@ -183,7 +184,7 @@ class LocalTier:
             ChecksumError: if the remote file has other bytes.
         """
         path = self.path_of(name)
-        record = Record.read(path)
+        record = LocalRecord.read(path)
         if record is None:
             return  # deleted meanwhile
         try:
@@ -205,7 +206,7 @@ class LocalTier:
     def never_upload(self, name: str) -> None:
         """Never upload a checkpoint that an earlier process left."""
         path = self.path_of(name)
-        if record := Record.read(path):
+        if record := LocalRecord.read(path):
             try:
                 replace(record, remote={}).write(path)
             except OSError:  # a full disk: without a record the file is not used

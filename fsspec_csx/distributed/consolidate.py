@@ -19,8 +19,8 @@ from fsspec_csx.distributed.planner import Planner
 from fsspec_csx.distributed.storage_writer import StorageWriter
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import opening, reader, registry
-from fsspec_csx.formats.base import Converted, Request
-from fsspec_csx.formats.dcp.folder import Folder
+from fsspec_csx.formats.base import Converted, ConvertOptions
+from fsspec_csx.formats.dcp.folder import ShardedFolder
 from fsspec_csx.formats.dcp.source import ShardedSource
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
@@ -64,7 +64,8 @@ def to_one_file(
     fs, inner = resolve_path(file, text, file_options)
     folder = folder_at(path, storage_options)
     with report_progress(callback, text) as progress, contextlib.closing(ShardedSource(folder)) as source:
-        registry.get_format("torch").convert(source, Request(folder.name), Target(fs, inner, redacted(text)), progress)
+        options, target = ConvertOptions(folder.name), Target(fs, inner, redacted(text))
+        registry.get_format("torch").convert(source, options, target, progress)
 
 
 def from_one_file(
@@ -85,18 +86,18 @@ def from_one_file(
         opening.checkpoint(file, file_options) as (source, name),
     ):
         folder = folder_at(path, storage_options)
-        write_sharded(source, Request(name), Target(folder.fs, folder.path, folder.name), progress)
+        write_sharded(source, ConvertOptions(name), Target(folder.fs, folder.path, folder.name), progress)
 
 
-def write_sharded(source: Source, request: Request, target: Target, progress: Callback) -> Converted:
+def write_sharded(source: Source, options: ConvertOptions, target: Target, progress: Callback) -> Converted:
     """Write an open checkpoint of any format as a sharded one; see ``from_one_file`` and ``Format.convert``.
 
     Raises:
         CheckpointError: if the source is invalid, or not a mapping.
         ValueError: if a sharded checkpoint cannot hold an entry, which the message names.
     """
-    name = request.name
-    keys = source.select_keys(request.keys, name)
+    name = options.name
+    keys = source.select_keys(options.keys, name)
     found = reader.structure(source, name)
     obj = found.obj if keys is None else names.select(found.obj, Choice(found.obj, keys, name))
     if not isinstance(obj, dict):
@@ -104,7 +105,7 @@ def write_sharded(source: Source, request: Request, target: Target, progress: Ca
         raise InvalidCheckpointError(reason, "Only mappings can be sharded.")
     registry.format_of(source).refuse_unread(obj, name)
     placeholders.refuse(obj, name)
-    writer = StorageWriter(Folder(target.fs, target.path, target.name), callback=progress)
+    writer = StorageWriter(ShardedFolder(target.fs, target.path, target.name), callback=progress)
     try:
         metadata = write_alone(obj, writer, _StreamingPlanner(source, found, name))
     except BaseException:

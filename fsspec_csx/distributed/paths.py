@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from fsspec.callbacks import Callback, NoOpCallback
 from torch.distributed.checkpoint.metadata import Metadata
 
-from fsspec_csx.formats.dcp.folder import Folder
+from fsspec_csx.formats.dcp.folder import ShardedFolder
 from fsspec_csx.storage.files import resolve_path
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.storage.progress import ProgressMeter
@@ -17,14 +17,14 @@ from fsspec_csx.storage.progress import ProgressMeter
 Path: TypeAlias = "str | os.PathLike[str]"
 
 
-def folder_at(path: Path | Folder, options: Mapping[str, Any] | None) -> Folder:
+def folder_at(path: Path | ShardedFolder, options: Mapping[str, Any] | None) -> ShardedFolder:
     """Return the folder of a checkpoint; raise a CheckpointPathError if the path cannot name one."""
-    if isinstance(path, Folder):
+    if isinstance(path, ShardedFolder):
         return path
     given = os.fspath(path)
     text = checkpoint_path(given.rstrip("/") or given)
     fs, inner = resolve_path(path if isinstance(path, os.PathLike) else text, text, options)
-    return Folder(fs, inner, redacted(text))
+    return ShardedFolder(fs, inner, redacted(text))
 
 
 def shards_of(metadata: Metadata) -> set[str]:
@@ -36,7 +36,7 @@ class FolderStorage:
     """The base of the storage reader and writer."""
 
     def __init__(
-        self, path: Path | Folder, storage_options: Mapping[str, Any] | None, callback: Callback | None
+        self, path: Path | ShardedFolder, storage_options: Mapping[str, Any] | None, callback: Callback | None
     ) -> None:
         super().__init__()
         self._callback = callback

@@ -20,7 +20,7 @@ from fsspec_csx.distributed.huggingface import metadata_of
 from fsspec_csx.distributed.paths import FolderStorage, Path
 from fsspec_csx.errors import MismatchError
 from fsspec_csx.formats.dcp import manifest
-from fsspec_csx.formats.dcp.folder import MANIFEST, Folder
+from fsspec_csx.formats.dcp.folder import MANIFEST, ShardedFolder
 from fsspec_csx.formats.dcp.full_state_dict import ShardedStateDict
 from fsspec_csx.formats.dcp.reader import TensorRead, load_bytes, read_bytes, read_tensors
 from fsspec_csx.group.filesystem import shared
@@ -95,12 +95,12 @@ class StorageReader(FolderStorage, storage.StorageReader):
                         return found
                 raise
 
-    def _shared(self, ranks: Processes | None) -> Folder:
+    def _shared(self, ranks: Processes | None) -> ShardedFolder:
         """Return the folder, on which all ranks make the same reads."""
         if ranks is None:
             return self._folder
         fs, path = shared(self._folder.fs, self._folder.path, ranks)
-        return Folder(fs, path, self._folder.name)
+        return ShardedFolder(fs, path, self._folder.name)
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         self._metadata = metadata
@@ -127,7 +127,7 @@ class StorageReader(FolderStorage, storage.StorageReader):
 
     def _read(
         self,
-        folder: Folder,
+        folder: ShardedFolder,
         items: list[ReadItem],
         planner: LoadPlanner,
         meter: ProgressMeter,

@@ -24,7 +24,7 @@ from fsspec_csx.distributed.planner import Planner, check_item
 from fsspec_csx.distributed.staging import stage
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.dcp import manifest
-from fsspec_csx.formats.dcp.folder import MANIFEST, MOST_PREFIXES, Folder, logger, shard_name
+from fsspec_csx.formats.dcp.folder import MANIFEST, MOST_PREFIXES, ShardedFolder, logger, shard_name
 from fsspec_csx.formats.dcp.writer import Shard
 from fsspec_csx.formats.writer import expect_size
 from fsspec_csx.tensors import memory
@@ -51,7 +51,7 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
 
     def __init__(
         self,
-        path: Path | Folder,
+        path: Path | ShardedFolder,
         *,
         storage_options: Mapping[str, Any] | None = None,
         overwrite: bool = True,

@@ -13,7 +13,7 @@ from botocore.httpsession import URLLib3Session
 from fsspec_csx.doctor.check import Check, failed, lacking, passed, skipped
 from fsspec_csx.doctor.effective_config import EffectiveConfig, ProbeFileSystem
 from fsspec_csx.errors import AccessDeniedError
-from fsspec_csx.s3.client.error_mapping import Request, code_of, explain
+from fsspec_csx.s3.client.error_mapping import FailedRequest, code_of, explain
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html
 _LARGEST_SKEW = timedelta(minutes=15)
@@ -39,7 +39,7 @@ def check_endpoint(effective: EffectiveConfig) -> Iterator[Check]:
     try:
         answer = session.send(AWSRequest("GET", effective.endpoint).prepare())
     except Exception as error:
-        asked = Request("Get", "", "", False, effective.endpoint, client.meta.region_name, "nobody")
+        asked = FailedRequest("Get", "", "", False, effective.endpoint, client.meta.region_name, "nobody")
         yield failed("reachable", explain(error, asked), _NO_S3)
         yield skipped("clock", "the endpoint cannot be reached")
         return

@@ -49,7 +49,7 @@ ON_CPU = ReadOptions()
 
 
 @dataclass(frozen=True)
-class Request:
+class ConvertOptions:
     """How to convert a checkpoint; see ``manage.convert.convert``.
 
     Attributes:
@@ -202,7 +202,7 @@ class Format(ABC, Generic[S]):
         raise ValueError(msg)
 
     @abstractmethod
-    def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
+    def convert(self, source: Source, options: ConvertOptions, target: Target, progress: Callback) -> Converted:
         """Convert a checkpoint of any format to this one; ``progress`` receives the number of bytes written.
 
         Raises:
@@ -210,9 +210,9 @@ class Format(ABC, Generic[S]):
             ValueError: if the format cannot hold the checkpoint, or cannot cast; nothing is written then.
         """
 
-    def refuse_cast(self, request: Request) -> None:
-        """Raise a ValueError if the request casts tensors, for formats that cannot."""
-        if request.dtype is not None:
+    def refuse_cast(self, options: ConvertOptions) -> None:
+        """Raise a ValueError if the options cast tensors, for formats that cannot."""
+        if options.dtype is not None:
             msg = f"Tensors cannot be cast for the format {self.name}."
             raise ValueError(f"{msg} Convert to a file with the dtype, and then that file.")
 
@@ -225,10 +225,10 @@ class FileFormat(Format[Source]):
 
         return verify_report.examine(source, name=name, compute=compute)
 
-    def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
+    def convert(self, source: Source, options: ConvertOptions, target: Target, progress: Callback) -> Converted:
         from fsspec_csx.formats.conversion import Conversion  # avoids a circular import
 
-        conversion = Conversion(source, request)
+        conversion = Conversion(source, options)
         return conversion.write(self.converted(conversion), target, progress)
 
     @abstractmethod

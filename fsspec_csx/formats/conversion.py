@@ -10,7 +10,7 @@ import torch
 from fsspec.callbacks import Callback
 
 from fsspec_csx.formats import reader, registry
-from fsspec_csx.formats.base import Converted, Request
+from fsspec_csx.formats.base import Converted, ConvertOptions
 from fsspec_csx.formats.io_wrappers import TrackingWriter
 from fsspec_csx.formats.safetensors import writer as safetensors_writer
 from fsspec_csx.formats.torch_zip import archive as torch_archive
@@ -37,27 +37,27 @@ class Conversion:
         CheckpointError: if the source is invalid, or has no entry with a name in ``keys``.
     """
 
-    def __init__(self, source: Source, request: Request) -> None:
-        keys = source.select_keys(request.keys, request.name)
-        found = reader.structure(source, request.name)
-        obj = found.obj if keys is None else names.select(found.obj, Choice(found.obj, keys, request.name))
+    def __init__(self, source: Source, options: ConvertOptions) -> None:
+        keys = source.select_keys(options.keys, options.name)
+        found = reader.structure(source, options.name)
+        obj = found.obj if keys is None else names.select(found.obj, Choice(found.obj, keys, options.name))
         format = registry.format_of(source)
-        format.refuse_unread(obj, request.name)
-        self._recast = DtypeCast(found.records, request.dtype)
+        format.refuse_unread(obj, options.name)
+        self._recast = DtypeCast(found.records, options.dtype)
         self._metadata = format.safetensors_metadata(source)
-        self._source, self._request, self._present, self._obj = source, request, found.obj, obj
+        self._source, self._options, self._present, self._obj = source, options, found.obj, obj
         self._dropped: tuple[str, ...] = ()
         self._separated: tuple[str, ...] = ()
         self._overflowed: list[StreamedTensor] = []
 
     def torch_file(self) -> TorchFile:
         """Return the torch file of the whole checkpoint; refuse objects of unknown classes."""
-        placeholders.refuse(self._obj, self._request.name)
+        placeholders.refuse(self._obj, self._options.name)
         return TorchFile(self._obj, self._source, self._recast, self._damaged)
 
     def safetensors_file(self) -> SafetensorsFile:
         """Return the safetensors file of the tensors; raise a ValueError if the format cannot hold them."""
-        tensors, self._dropped = _flat(self._obj, self._request.name, self._request.drop_values)
+        tensors, self._dropped = _flat(self._obj, self._options.name, self._options.drop_values)
         tensors, metadata = _without_aliases(tensors, self._metadata, self._present)
         made = self._part(tensors, metadata)
         # Only now, because it needs tensors that the format can hold.
@@ -72,7 +72,7 @@ class Conversion:
         Returns:
             Each file with the names in it; and the names of duplicate tensors, each with the name that is kept.
         """
-        tensors, self._dropped = _flat(self._obj, self._request.name, self._request.drop_values)
+        tensors, self._dropped = _flat(self._obj, self._options.name, self._options.drop_values)
         tensors, aliases = safetensors_writer.without_duplicates(safetensors_writer.named_tensors(tensors))
         sizes = {name: each.numel() * self._recast.dtype_of(each).itemsize for name, each in tensors.items()}
         made = [(part, self._part({name: tensors[name] for name in part}, {})) for part in split(sizes)]
@@ -82,7 +82,7 @@ class Conversion:
     def write(self, file: TorchFile | SafetensorsFile, target: Target, progress: Callback) -> Converted:
         """Write a file, and return what was written; see ``Format.convert``."""
         meter = ProgressMeter(progress, file.nbytes, estimated=True)
-        with atomic_write(target.fs, target.path, exclusive=self._request.exclusive) as opened:
+        with atomic_write(target.fs, target.path, exclusive=self._options.exclusive) as opened:
             size = self.stream(file, opened, meter.advance)
         meter.finish()
         return self.converted(size)
@@ -114,7 +114,7 @@ class Conversion:
         return SafetensorsFile(tensors, metadata, self._source, self._recast, self._damaged)
 
     def _damaged(self, record: Record) -> Exception:
-        return torch_archive.damaged(self._request.name, names.of_records(self._present, [record]))
+        return torch_archive.damaged(self._options.name, names.of_records(self._present, [record]))
 
 
 class TorchFile:

@@ -73,10 +73,10 @@ def shards_of_index(root: Directory, name: str) -> set[str]:
 def _check_manifest(root: Directory, sizes: Mapping[str, int | None], display_path: str) -> None:
     """Check that the shards in a manifest exist and are long enough."""
     from fsspec_csx.formats.dcp import manifest  # imported here, as this imports torch
-    from fsspec_csx.formats.dcp.folder import Folder
+    from fsspec_csx.formats.dcp.folder import ShardedFolder
 
     ends: dict[str, int] = defaultdict(int)
-    for place in manifest.read(Folder(root.fs, root.inner(), display_path)).storage_data.values():
+    for place in manifest.read(ShardedFolder(root.fs, root.inner(), display_path)).storage_data.values():
         ends[place.relative_path] = max(ends[place.relative_path], place.offset + place.length)
     held = sizes
     if any("/" in name for name in ends):

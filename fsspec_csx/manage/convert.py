@@ -85,12 +85,12 @@ def convert(
     with report_progress(callback, place.text) as progress, origin.source() as opened:
         import torch  # imported here, so that errors in paths are reported fast
 
-        from fsspec_csx.formats.base import Request
+        from fsspec_csx.formats.base import ConvertOptions
         from fsspec_csx.formats.writer import Target
 
         cast = None if dtype is None else getattr(torch, _name(dtype))
-        request = Request(origin.display_path, cast, keys, drop_values, not overwrite, max_shard_size)
-        found = registry.get_format(kind).convert(opened, request, Target(*place.through, place.display_path), progress)
+        options = ConvertOptions(origin.display_path, cast, keys, drop_values, not overwrite, max_shard_size)
+        found = registry.get_format(kind).convert(opened, options, Target(*place.through, place.display_path), progress)
     size = found.size or inspect(written).size
     return ConvertResult(place.display_path, kind, **{**vars(found), "size": size})
 

@@ -18,7 +18,7 @@ from fsspec_csx.redaction import redact_logs
 from fsspec_csx.s3.block_cache import BlockCache
 from fsspec_csx.s3.client import checksum_headers, credentials, handlers, incomplete_credentials, retries
 from fsspec_csx.s3.client.clients import Lease, close_when_unused, keep_while_read, load_certificates
-from fsspec_csx.s3.client.error_mapping import Request, code_of, explain
+from fsspec_csx.s3.client.error_mapping import FailedRequest, code_of, explain
 from fsspec_csx.s3.client.no_redirects import BoundedHTTPSession, NoRedirectSession, forbid_redirects
 from fsspec_csx.s3.file import CSXFile, discard_all
 from fsspec_csx.s3.interrupt import make_interruptible
@@ -233,7 +233,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     ) -> Exception:
         source = kwargs.get("CopySource")
         named = source if isinstance(source, dict) and code_of(error) in _OF_SOURCE else kwargs
-        request = Request(
+        request = FailedRequest(
             operation="".join(word.capitalize() for word in method.split("_")),
             bucket=str(named.get("Bucket", "")),
             key=str(named.get("Key", "")),

@@ -24,7 +24,7 @@ _STAGING = 48 * 2**20
 
 
 @dataclass(frozen=True)
-class Transfer:
+class RecordPart:
     """Bytes of a record, and where they go.
 
     Attributes:
@@ -64,15 +64,15 @@ def _read(source: Source, records: Sequence[Record], memories: Sequence[memoryvi
     return [record for record, crc in zip(records, crcs, strict=False) if record.differs(crc)]
 
 
-def _transfers(record: Record) -> Iterator[Transfer]:
+def _transfers(record: Record) -> Iterator[RecordPart]:
     """Yield the transfers to a storage on another device."""
     target = torch.empty(0, dtype=torch.uint8, device=record.storage.device).set_(record.storage)
     for start in range(0, len(target), PIECE):
         part = target[start : start + PIECE]
-        yield Transfer(record, start, len(part), deliver=part.copy_)
+        yield RecordPart(record, start, len(part), deliver=part.copy_)
 
 
-def direct(record: Record, source: torch.Tensor, target: torch.Tensor) -> Transfer | None:
+def direct(record: Record, source: torch.Tensor, target: torch.Tensor) -> RecordPart | None:
     """Return a transfer that reads a tensor directly into the target; None if their bytes differ in order or dtype.
 
     The record has the bytes of the storage of ``source``, whose memory is untouched. Elements of ``target`` are apart.
@@ -80,7 +80,7 @@ def direct(record: Record, source: torch.Tensor, target: torch.Tensor) -> Transf
     if not _same_bytes(source, target):
         return None
     address, size = target.data_ptr(), source.nbytes
-    return Transfer(record, _start(source), size, memory=memory_at(address, size, target))
+    return RecordPart(record, _start(source), size, memory=memory_at(address, size, target))
 
 
 def copies(
@@ -88,7 +88,7 @@ def copies(
     source: torch.Tensor,
     target: torch.Tensor,
     copy: Callable[[torch.Tensor, torch.Tensor], object],
-) -> Iterator[Transfer]:
+) -> Iterator[RecordPart]:
     """Yield transfers that copy a tensor of a file to another through staging memory; see ``direct``."""
 
     def fits(part: torch.Tensor, _: torch.Tensor) -> bool:
@@ -102,7 +102,7 @@ def copies(
         def deliver(data: torch.Tensor, part: torch.Tensor = part, place: torch.Tensor = place) -> None:
             copy(tiling.on_bytes(part, data), place)
 
-        yield Transfer(record, _start(part), tiling.extent(part), deliver=deliver)
+        yield RecordPart(record, _start(part), tiling.extent(part), deliver=deliver)
 
 
 def _start(tensor: torch.Tensor) -> int:
@@ -123,7 +123,7 @@ def _same_bytes(source: torch.Tensor, target: torch.Tensor) -> bool:
 
 
 def run(
-    source: Source, transfers: Sequence[Transfer], *, pinned: bool = False, staging: Staging | None = None
+    source: Source, transfers: Sequence[RecordPart], *, pinned: bool = False, staging: Staging | None = None
 ) -> list[Record]:
     """Run transfers, and read what else the checksums of their records need.
 
@@ -135,7 +135,7 @@ def run(
     Returns:
         The records with a wrong checksum.
     """
-    groups: dict[int, list[Transfer]] = {}
+    groups: dict[int, list[RecordPart]] = {}
     for transfer in transfers:
         groups.setdefault(id(transfer.record), []).append(transfer)
     whole, memories, parts = [], [], []
@@ -152,7 +152,7 @@ def run(
 
 
 def _run_parts(
-    source: Source, parts: Sequence[tuple[Record, list[Transfer]]], pinned: bool, staging: Staging | None
+    source: Source, parts: Sequence[tuple[Record, list[RecordPart]]], pinned: bool, staging: Staging | None
 ) -> list[Record]:
     ordered = [transfer for record, group in parts for transfer in _without_gaps(record, group)]
     if staging is None:
@@ -172,7 +172,7 @@ def _run_parts(
     return [record for record, _ in parts if id(record) in sums and record.differs(sums[id(record)].value)]
 
 
-def _without_gaps(record: Record, group: list[Transfer]) -> Iterator[Transfer]:
+def _without_gaps(record: Record, group: list[RecordPart]) -> Iterator[RecordPart]:
     """Yield the transfers of a record in order, and between them the rest of it if it has a checksum."""
     position = 0
     for transfer in sorted(group, key=lambda each: (each.start, each.size)):
@@ -182,7 +182,7 @@ def _without_gaps(record: Record, group: list[Transfer]) -> Iterator[Transfer]:
     yield from _unused(record, position, record.storage.nbytes())
 
 
-def _unused(record: Record, start: int, end: int) -> Iterator[Transfer]:
+def _unused(record: Record, start: int, end: int) -> Iterator[RecordPart]:
     if record.crc32 is not None:
         for position in range(start, end, PIECE):
-            yield Transfer(record, position, min(PIECE, end - position))
+            yield RecordPart(record, position, min(PIECE, end - position))

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 
 from fsspec_csx.errors import DtypeCastWarning
-from fsspec_csx.tensors.fill import Transfer, copies, direct, run
+from fsspec_csx.tensors.fill import RecordPart, copies, direct, run
 from fsspec_csx.tensors.lazy_object import LazyObject, Record
 from fsspec_csx.tensors.match import MatchedPair
 from fsspec_csx.tensors.names import place_of
@@ -52,8 +52,8 @@ def fill_into(source: Source, found: LazyObject, pairs: Iterable[MatchedPair], c
     Return the records with a wrong checksum.
     """
     records = {record.place: record for record in found.records}
-    straight: dict[tuple[int, int, int], tuple[Transfer, MatchedPair]] = {}
-    staged: list[Transfer] = []
+    straight: dict[tuple[int, int, int], tuple[RecordPart, MatchedPair]] = {}
+    staged: list[RecordPart] = []
     filled: list[MatchedPair] = []
     pinned = False
     with torch.no_grad():
@@ -64,7 +64,7 @@ def fill_into(source: Source, found: LazyObject, pairs: Iterable[MatchedPair], c
             if record is None or not pair.source.numel():
                 filled.append(pair)
             elif pair.source.is_conj() or pair.source.is_neg():
-                staged.append(Transfer(record, 0, record.storage.nbytes(), memory_of(record.storage)))
+                staged.append(RecordPart(record, 0, record.storage.nbytes(), memory_of(record.storage)))
                 filled.append(pair)
             elif transfer := direct(record, *pair):
                 straight[pair.target.data_ptr(), transfer.size, record.offset + transfer.start] = transfer, pair
@@ -81,11 +81,11 @@ def fill_into(source: Source, found: LazyObject, pairs: Iterable[MatchedPair], c
 
 
 def _apart(
-    straight: dict[tuple[int, int, int], tuple[Transfer, MatchedPair]],
-) -> tuple[list[Transfer], list[tuple[Transfer, MatchedPair]]]:
+    straight: dict[tuple[int, int, int], tuple[RecordPart, MatchedPair]],
+) -> tuple[list[RecordPart], list[tuple[RecordPart, MatchedPair]]]:
     """Return the transfers whose memory overlaps no other, and the rest, which must run one after the other."""
-    alone: list[Transfer] = []
-    meeting: list[tuple[Transfer, MatchedPair]] = []
+    alone: list[RecordPart] = []
+    meeting: list[tuple[RecordPart, MatchedPair]] = []
     end = 0
     for (address, size, _), entry in sorted(straight.items(), key=lambda item: item[0]):
         if address >= end:

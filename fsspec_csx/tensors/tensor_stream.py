@@ -13,7 +13,7 @@ import torch
 
 from fsspec_csx.tensors import fill, tiling
 from fsspec_csx.tensors.crc32 import RunningCrc32
-from fsspec_csx.tensors.fill import Transfer
+from fsspec_csx.tensors.fill import RecordPart
 from fsspec_csx.tensors.lazy_object import Record
 from fsspec_csx.tensors.source import Source
 from fsspec_csx.tensors.staging import Staging, aligned, batches, read_ahead
@@ -140,7 +140,7 @@ class TensorStream:
             for chunk in batch
             if not chunk.in_order and (record := chunk.whole.record) and record.crc32 is not None
         }
-        new = [Transfer(record, 0, 0) for at, record in records.items() if at not in self._checked]
+        new = [RecordPart(record, 0, 0) for at, record in records.items() if at not in self._checked]
         if wrong := fill.run(self._source, new, staging=staging):
             raise self._damaged(wrong[0])
         self._checked.update(records)

@@ -13,7 +13,7 @@ import torch
 
 from fsspec_csx import async_save, load, save
 from fsspec_csx.checkpoint import local_folder, local_tier, local_writers, save_queue
-from fsspec_csx.checkpoint.local_record import Record, SummedFile
+from fsspec_csx.checkpoint.local_record import LocalRecord, SummedFile
 from fsspec_csx.checkpoint.local_tier import LocalTier
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
@@ -197,14 +197,14 @@ def test_disk_that_fails_twice(server: LocalS3, run: str, tmp_path: Path, monkey
     path, options = f"{run}/latest.mdl", server.storage_options("reader")
     with pytest.raises(PermissionError):
         save(state(1), path, local=tmp_path, storage_options=options)
-    write = Record.write
+    write = LocalRecord.write
 
-    def full(record: Record, path: str) -> None:
+    def full(record: LocalRecord, path: str) -> None:
         write(record, path)
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Record, "write", full)
+        patched.setattr(LocalRecord, "write", full)
         for step in (2, 3):
             with pytest.raises(PermissionError):
                 save(state(step), path, local=tmp_path, storage_options=options)

@@ -21,7 +21,7 @@ from fsspec.callbacks import Callback
 from fsspec_csx import distributed
 from fsspec_csx.checkpoint.api import load, save
 from fsspec_csx.formats.dcp import manifest
-from fsspec_csx.formats.dcp.folder import Folder
+from fsspec_csx.formats.dcp.folder import ShardedFolder
 from fsspec_csx.formats.torch_zip.writer import TorchWriter
 from fsspec_csx.manage.convert import convert
 from fsspec_csx.storage.progress import ProgressMeter, run_in_threads
@@ -131,7 +131,7 @@ def test_many_shards_tell_in_this_thread(tmp_path: Path) -> None:
     tensors = {str(number): torch.randn(MIB // 4) for number in range(8)}
     for name, tensor in tensors.items():
         distributed.save({name: tensor}, tmp_path / name)
-    found = [manifest.read(Folder(None, str(tmp_path / name), name)) for name in tensors]
+    found = [manifest.read(ShardedFolder(None, str(tmp_path / name), name)) for name in tensors]
     first, *others = found
     for name, other in zip([*tensors][1:], others, strict=True):
         (shard,) = (tmp_path / name).glob("*.distcp")

@@ -28,7 +28,7 @@ from fsspec_csx.checkpoint.api import load, save
 from fsspec_csx.cli import main
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.boxes import Box, boxes_of
-from fsspec_csx.formats.dcp.folder import Folder
+from fsspec_csx.formats.dcp.folder import ShardedFolder
 from fsspec_csx.manage.diff import compare
 from fsspec_csx.manage.info import describe
 from fsspec_csx.manage.verify import verify
@@ -237,7 +237,7 @@ def cut(folder: Path, whole: torch.Tensor, boxes: list[Box], *, ours: bool) -> s
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         write(parts, **({"path": str(folder)} if ours else {"checkpoint_id": str(folder)}))
-    at = Folder(None, str(folder), str(folder))
+    at = ShardedFolder(None, str(folder), str(folder))
     found = manifest.read(at)
     chunks = [ChunkStorageMetadata(torch.Size(box.start), torch.Size(box.lengths)) for box in boxes]
     entry = TensorStorageMetadata(TensorProperties(whole.dtype), whole.shape, chunks)
@@ -283,7 +283,7 @@ def test_verify_parts(tmp_path: Path, boxes: list[Box], report: str) -> None:
     """Parts that do not make up their tensor are damage, and so is one of which the manifest says another shape."""
     assert verify(cut(tmp_path / "x", torch.ones(6, 4), boxes, ours=True)).damage == (report,)
     folder = Path(cut(tmp_path / "y", torch.ones(6, 4), ROWS, ours=False))
-    at = Folder(None, str(folder), str(folder))
+    at = ShardedFolder(None, str(folder), str(folder))
     found = manifest.read(at)
     first, second = found.storage_data
     found.storage_data = {first: found.storage_data[second], second: found.storage_data[first]}
@@ -308,7 +308,8 @@ def test_verify_all_damage(tmp_path: Path, write: Any, capsys: pytest.CaptureFix
     """Every item that was damaged is named, tensors as well as values."""
     folder = tmp_path / "x"
     write(str(folder))
-    places = {index.fqn: place for index, place in manifest.read(Folder(None, str(folder), "x")).storage_data.items()}
+    items = manifest.read(ShardedFolder(None, str(folder), "x")).storage_data.items()
+    places = {index.fqn: place for index, place in items}
     for name in ("model.w", "step"):
         flip(folder / places[name].relative_path, places[name].offset + places[name].length // 2)
     assert run("verify", str(folder)) == 1
@@ -321,7 +322,7 @@ def test_verify_shards(tmp_path: Path) -> None:
     """A shard that is cut short or missing is reported, with what it should have."""
     folder = Path(by_torch(str(tmp_path / "x")))
     shard = folder / "__0_0.distcp"
-    places = manifest.read(Folder(None, str(folder), "x")).storage_data
+    places = manifest.read(ShardedFolder(None, str(folder), "x")).storage_data
     last = max(places, key=lambda index: places[index].offset)
     data = shard.read_bytes()
     shard.write_bytes(data[:-1])
@@ -337,7 +338,7 @@ def test_verify_shards(tmp_path: Path) -> None:
 def test_verify_manifest(tmp_path: Path, data: bytes) -> None:
     """A manifest that is damaged makes the checkpoint damaged; so does one of another checksum."""
     folder = Path(by_us(str(tmp_path / "x")))
-    found = manifest.read(Folder(None, str(folder), "x"))
+    found = manifest.read(ShardedFolder(None, str(folder), "x"))
     place = next(place for index, place in found.storage_data.items() if index.fqn == "model.w")
     place.plain = (*place.plain[:3], place.plain[3] ^ 1)
     (folder / ".metadata").write_bytes(manifest.encode(found))

@@ -38,7 +38,7 @@ from fsspec_csx.errors import (
 )
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.boxes import Box
-from fsspec_csx.formats.dcp.folder import Folder
+from fsspec_csx.formats.dcp.folder import ShardedFolder
 from fsspec_csx.formats.dcp.full_state_dict import ShardedStateDict
 from fsspec_csx.formats.dcp.reader import TensorRead, read_tensors
 from fsspec_csx.s3.filesystem import CSXFileSystem
@@ -123,10 +123,10 @@ def put(root: str, name: str, data: bytes) -> None:
         file.write(data)
 
 
-def folder(root: str) -> Folder:
+def folder(root: str) -> ShardedFolder:
     """A folder of ours."""
     fs, path = fsspec.url_to_fs(root)
-    return Folder(fs, path, root)
+    return ShardedFolder(fs, path, root)
 
 
 # -- one process -------------------------------------------------------------------------------------------------------
@@ -217,15 +217,15 @@ def test_failed_save(root: str) -> None:
 def test_unclear_end(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the manifest was written and the server's answer was lost, the new checkpoint is whole."""
     distributed.save({"x": torch.ones(3)}, f"{root}/a")
-    replacing = Folder.atomic_write
+    replacing = ShardedFolder.atomic_write
 
     @contextlib.contextmanager
-    def lost(self: Folder, name: str) -> Iterator[Any]:
+    def lost(self: ShardedFolder, name: str) -> Iterator[Any]:
         with replacing(self, name) as file:
             yield file
         raise ConnectionError("lost")
 
-    monkeypatch.setattr(Folder, "atomic_write", lost)
+    monkeypatch.setattr(ShardedFolder, "atomic_write", lost)
     with pytest.raises(ConnectionError, match="lost"):
         distributed.save({"x": torch.zeros(3)}, f"{root}/a")
     assert distributed.whole(f"{root}/a")["x"].tolist() == [0, 0, 0]
@@ -249,7 +249,7 @@ def test_crash_after_the_manifest(root: str, monkeypatch: pytest.MonkeyPatch) ->
     """Killed between manifest and clean-up, the new checkpoint is there; the old shards are found by their names."""
     distributed.save({"x": torch.ones(3)}, f"{root}/a")
     old = files(f"{root}/a").keys() - {".metadata"}
-    monkeypatch.setattr(Folder, "remove", lambda *_: None)
+    monkeypatch.setattr(ShardedFolder, "remove", lambda *_: None)
     distributed.save({"x": torch.zeros(3)}, f"{root}/a")
     assert distributed.whole(f"{root}/a")["x"].tolist() == [0, 0, 0]
     assert {*distributed.leftovers(f"{root}/a")} == old

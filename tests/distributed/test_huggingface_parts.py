@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from fsspec_csx import distributed, save
 from fsspec_csx.distributed.huggingface import metadata_of
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats.dcp.folder import Folder
+from fsspec_csx.formats.dcp.folder import ShardedFolder
 from fsspec_csx.formats.dcp.reader import TensorRead, read_tensors
 
 WEIGHT = torch.arange(600, dtype=torch.bfloat16).reshape(20, 30)
@@ -42,7 +42,7 @@ def test_parts(root: str) -> None:
     """A rectangle of a tensor is read where it lies."""
     save(STATE, f"{root}/m", format="huggingface", max_shard_size=100)
     fs, path = fsspec.url_to_fs(f"{root}/m")
-    folder = Folder(fs, path, "it")
+    folder = ShardedFolder(fs, path, "it")
     metadata = metadata_of(folder)
     assert metadata is not None
     target = torch.zeros(5, 4, dtype=torch.bfloat16)

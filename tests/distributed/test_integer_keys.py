@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from fsspec_csx import distributed, load
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats.dcp import manifest
-from fsspec_csx.formats.dcp.folder import MANIFEST, Folder
+from fsspec_csx.formats.dcp.folder import MANIFEST, ShardedFolder
 from fsspec_csx.manage.convert import convert
 from fsspec_csx.testing.example_values import same
 
@@ -55,7 +55,7 @@ def test_keys_that_would_be_lost(tmp_path: Path, keys: tuple[Any, ...]) -> None:
 def test_damaged_integer_keys(tmp_path: Path, keys: Any) -> None:
     """Positions of integer keys that cannot be such are damage."""
     distributed.save({"a": {3: 1}}, tmp_path)
-    found = manifest.read(Folder(None, str(tmp_path), "x"))
+    found = manifest.read(ShardedFolder(None, str(tmp_path), "x"))
     (item,) = found.storage_data.values()
     item.integer_keys = keys
     (tmp_path / MANIFEST).write_bytes(manifest.encode(found))

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from fsspec_csx import distributed, load, save
 from fsspec_csx.cli import main
 from fsspec_csx.formats.dcp import manifest
-from fsspec_csx.formats.dcp.folder import Folder
+from fsspec_csx.formats.dcp.folder import ShardedFolder
 from fsspec_csx.manage.completeness import check_complete
 from fsspec_csx.manage.list import ListedCheckpoint, checkpoints, latest_of
 from fsspec_csx.manage.naming import parse_name
@@ -242,7 +242,7 @@ def test_trainer_resumes_from_a_whole_one(root: str) -> None:
     for step in (1, 2):
         distributed.save({"model": {"w": torch.ones(2)}, "global_step": step}, f"{root}/checkpoint_{step}.mdl")
     fs, path = fsspec.url_to_fs(f"{root}/checkpoint_2.mdl")
-    metadata = manifest.read(Folder(fs, path, "it"))
+    metadata = manifest.read(ShardedFolder(fs, path, "it"))
     metadata.storage_data[MetadataIndex("more")] = manifest.place("__1_0.distcp", 0, 4)
     fs.pipe_file(f"{path}/.metadata", manifest.encode(metadata))
     assert newest(root) == "checkpoint_1.mdl"

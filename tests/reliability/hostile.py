@@ -22,7 +22,7 @@ from fsspec_csx import distributed
 from fsspec_csx.checkpoint.api import inspect, load
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.dcp import manifest
-from fsspec_csx.formats.dcp.folder import Folder
+from fsspec_csx.formats.dcp.folder import ShardedFolder
 from fsspec_csx.manage.convert import convert
 from fsspec_csx.manage.diff import compare
 from fsspec_csx.manage.verify import verify
@@ -169,7 +169,7 @@ def archive(obj: Any, records: Mapping[str, bytes] | None = None, method: int = 
 def sharded(folder: Path, change: Callable[[Metadata], object]) -> Path:
     """A sharded checkpoint whose manifest was changed."""
     distributed.save({"x": torch.ones(3), "y": 5}, folder)
-    found = manifest.read(Folder(None, str(folder), "x"))
+    found = manifest.read(ShardedFolder(None, str(folder), "x"))
     change(found)
     (folder / ".metadata").write_bytes(pickle.dumps(found))
     return folder

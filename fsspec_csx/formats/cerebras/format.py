@@ -13,7 +13,7 @@ import torch
 from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import CheckpointError
-from fsspec_csx.formats.base import ON_CPU, Converted, Format, ReadOptions, Request
+from fsspec_csx.formats.base import ON_CPU, Converted, ConvertOptions, Format, ReadOptions
 from fsspec_csx.formats.cerebras import folder as cerebras_folder
 from fsspec_csx.formats.cerebras import hdf5, verify
 from fsspec_csx.formats.cerebras import source as cerebras_source
@@ -67,13 +67,13 @@ class CerebrasFormat(Format[CerebrasSource]):
     def writer(self, obj: Any, *, copied: bool = False) -> CerebrasWriter:  # type: ignore[override]  # no options
         return CerebrasWriter(obj, copied=copied)
 
-    def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
+    def convert(self, source: Source, options: ConvertOptions, target: Target, progress: Callback) -> Converted:
         """Convert; this loads the whole source into memory."""
-        self.refuse_cast(request)
+        self.refuse_cast(options)
         from fsspec_csx.formats import reader  # only here, as it imports the registry of this
 
         # With keys, the error names an entry that cannot be loaded.
-        obj = reader.read(source, name=request.name, keys=request.keys or (lambda name: True))
+        obj = reader.read(source, name=options.name, keys=options.keys or (lambda name: True))
         writer = self.writer(obj)
         meter = ProgressMeter(progress, writer.nbytes)
         writer.save(target, advance=meter.advance)

@@ -6,15 +6,15 @@ import contextlib
 from collections.abc import Iterator
 from typing import IO
 
-from fsspec_csx.formats.dcp.folder import Folder
+from fsspec_csx.formats.dcp.folder import ShardedFolder
 
 _MOST = 64
 
 
-class FileCache(Folder):
+class FileCache(ShardedFolder):
     """A folder that keeps the most recently read files open until ``close``."""
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: ShardedFolder) -> None:
         super().__init__(folder.fs, folder.path, folder.name)
         self._kept: dict[str, IO[bytes]] = {}
 

@@ -1,4 +1,4 @@
-"""Folder: the folder of a sharded checkpoint, on any filesystem."""
+"""ShardedFolder: the folder of a sharded checkpoint, on any filesystem."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from fsspec_csx.storage import folder
 from fsspec_csx.storage.folder import logger
 
-__all__ = ["MANIFEST", "MOST_PREFIXES", "SHARD", "Folder", "has_shards", "is_prefix", "logger", "shard_name"]
+__all__ = ["MANIFEST", "MOST_PREFIXES", "SHARD", "ShardedFolder", "has_shards", "is_prefix", "logger", "shard_name"]
 
 MANIFEST = ".metadata"
 """The manifest, under torch's name; it makes a folder a checkpoint."""
@@ -51,7 +51,7 @@ def has_shards(names: Iterable[str]) -> bool:
     return any(_SUFFIX in name for name in names)
 
 
-class Folder(folder.Folder):
+class ShardedFolder(folder.Folder):
     """A folder of shards and a manifest."""
 
     def shards(self) -> list[str]:
@@ -63,6 +63,6 @@ class Folder(folder.Folder):
         found = [name for name in names if SHARD.fullmatch(name)]
         for prefix in filter(is_prefix, names):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                below = Folder(self.fs, self.at(prefix), self.name).names()
+                below = ShardedFolder(self.fs, self.at(prefix), self.name).names()
                 found += [f"{prefix}/{name}" for name in below if SHARD.fullmatch(name)]
         return sorted(found)

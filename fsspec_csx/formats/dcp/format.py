@@ -9,10 +9,10 @@ from typing import Any
 
 from fsspec.callbacks import Callback
 
-from fsspec_csx.formats.base import ON_CPU, Converted, Format, ReadOptions, Request
+from fsspec_csx.formats.base import ON_CPU, Converted, ConvertOptions, Format, ReadOptions
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 from fsspec_csx.formats.dcp import verify
-from fsspec_csx.formats.dcp.folder import Folder
+from fsspec_csx.formats.dcp.folder import ShardedFolder
 from fsspec_csx.formats.dcp.source import ShardedSource
 from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.verify_report import Report
@@ -33,7 +33,7 @@ class DistributedFormat(Format[ShardedSource]):
         self, folder: storage_folder.Folder, names: Callable[[], Collection[str]]
     ) -> contextlib.AbstractContextManager[Source | None]:
         """Open the folder. The registry has already found the manifest."""
-        return contextlib.closing(ShardedSource(Folder(folder.fs, folder.path, folder.name)))
+        return contextlib.closing(ShardedSource(ShardedFolder(folder.fs, folder.path, folder.name)))
 
     def structure(self, source: ShardedSource, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
         """Read the structure to the CPU."""
@@ -54,11 +54,11 @@ class DistributedFormat(Format[ShardedSource]):
     def examine(self, source: ShardedSource, name: str, compute: Sum) -> Report:
         return verify.examine(source)
 
-    def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
-        self.refuse_cast(request)
+    def convert(self, source: Source, options: ConvertOptions, target: Target, progress: Callback) -> Converted:
+        self.refuse_cast(options)
         # A dynamic import: formats must not import distributed (see fsspec_csx/README.md).
         write = import_module("fsspec_csx.distributed.consolidate").write_sharded
-        written: Converted = write(source, request, target, progress)
+        written: Converted = write(source, options, target, progress)
         return written
 
 

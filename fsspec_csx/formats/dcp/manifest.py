@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats.dcp.folder import MANIFEST, Folder
+from fsspec_csx.formats.dcp.folder import MANIFEST, ShardedFolder
 from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, ExcessError
 from fsspec_csx.formats.torch_zip.pickle_scan import ScanError, scan
@@ -123,7 +123,7 @@ def encode(metadata: Metadata) -> bytes:
     return pickle.dumps(metadata)
 
 
-def read(folder: Folder, name: str = MANIFEST) -> Metadata:
+def read(folder: ShardedFolder, name: str = MANIFEST) -> Metadata:
     """Read a manifest; raise an UnsafeCheckpointError if it names anything that a manifest does not need."""
     with folder.open(name) as file:
         data = file.read()

@@ -13,7 +13,7 @@ import torch
 
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
 from fsspec_csx.formats.dcp.boxes import Box
-from fsspec_csx.formats.dcp.folder import Folder
+from fsspec_csx.formats.dcp.folder import ShardedFolder
 from fsspec_csx.formats.dcp.manifest import ItemLocation, Plain, plain_of
 from fsspec_csx.formats.dcp.slices import Frames, Item, sliced
 from fsspec_csx.formats.sniff import AGAIN
@@ -22,7 +22,7 @@ from fsspec_csx.formats.torch_zip import placeholder_reader, placeholders
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
 from fsspec_csx.storage.progress import run_in_threads
 from fsspec_csx.tensors import fill, memory
-from fsspec_csx.tensors.fill import Transfer
+from fsspec_csx.tensors.fill import RecordPart
 from fsspec_csx.tensors.lazy_object import Record
 from fsspec_csx.tensors.names import shown
 from fsspec_csx.tensors.source import BareSource, Source, memory_of
@@ -49,7 +49,7 @@ class TensorRead:
 
 
 def read_tensors(
-    folder: Folder, wanted: Iterable[TensorRead], *, advance: Callable[[int], object] = lambda count: None
+    folder: ShardedFolder, wanted: Iterable[TensorRead], *, advance: Callable[[int], object] = lambda count: None
 ) -> None:
     """Fill tensors.
 
@@ -62,11 +62,11 @@ def read_tensors(
     _of_all_shards(folder, wanted, lambda each: each.place, _read_shard, advance)
 
 
-def read_bytes(folder: Folder, places: Sequence[ItemLocation]) -> list[bytes]:
+def read_bytes(folder: ShardedFolder, places: Sequence[ItemLocation]) -> list[bytes]:
     """Return the bytes of items."""
     found: dict[tuple[str, int], bytes] = {}
 
-    def read(folder: Folder, source: Source, items: Sequence[ItemLocation]) -> None:
+    def read(folder: ShardedFolder, source: Source, items: Sequence[ItemLocation]) -> None:
         for item, data in zip(items, source.bytes_of([(each.offset, each.length) for each in items]), strict=True):
             found[item.relative_path, item.offset] = data
 
@@ -93,10 +93,10 @@ def load_bytes(data: bytes, *, name: str, weights_only: bool = True, partial: bo
 
 
 def _of_all_shards(
-    folder: Folder,
+    folder: ShardedFolder,
     items: Iterable[T],
     place: Callable[[T], ItemLocation],
-    read: Callable[[Folder, Source, Sequence[T]], None],
+    read: Callable[[ShardedFolder, Source, Sequence[T]], None],
     advance: Callable[[int], object] = lambda count: None,
 ) -> None:
     """Read items from their shards, from several shards at a time."""
@@ -115,20 +115,20 @@ def _of_all_shards(
 
 
 @contextlib.contextmanager
-def opened(folder: Folder, name: str) -> Iterator[Source]:
+def opened(folder: ShardedFolder, name: str) -> Iterator[Source]:
     """Open a shard."""
     with folder.reading(name) as file:
         yield BareSource(file, _size(file))
 
 
-def check_shards(folder: Folder, places: Iterable[ItemLocation]) -> None:
+def check_shards(folder: ShardedFolder, places: Iterable[ItemLocation]) -> None:
     """Check that shards are long enough for the items in them."""
     for each in places:
         with opened(folder, each.relative_path) as source:
             _check_size(folder, each.relative_path, source, [each])
 
 
-def _check_size(folder: Folder, name: str, shard: Source, places: Iterable[ItemLocation]) -> None:
+def _check_size(folder: ShardedFolder, name: str, shard: Source, places: Iterable[ItemLocation]) -> None:
     end = max(each.offset + each.length for each in places)
     if end > shard.size:
         what = f"it has {shard.size} of at least {end} bytes"
@@ -142,9 +142,9 @@ def _size(file: IO[bytes]) -> int:
 # -- tensors of a shard -----------------------------------------------------------------------------------------------
 
 
-def _read_shard(folder: Folder, source: Source, wanted: Sequence[TensorRead]) -> None:
+def _read_shard(folder: ShardedFolder, source: Source, wanted: Sequence[TensorRead]) -> None:
     pinned = any(each.target.device.type == "cuda" for each in wanted)
-    transfers: list[Transfer] = []
+    transfers: list[RecordPart] = []
     unknown: list[TensorRead] = []
     for each in wanted:
         plain = plain_of(each.place)
@@ -164,12 +164,12 @@ def _read_shard(folder: Folder, source: Source, wanted: Sequence[TensorRead]) ->
         _run(folder, source, transfers, pinned=pinned)
 
 
-def _run(folder: Folder, source: Source, transfers: Sequence[Transfer], *, pinned: bool) -> None:
+def _run(folder: ShardedFolder, source: Source, transfers: Sequence[RecordPart], *, pinned: bool) -> None:
     if wrong := fill.run(source, transfers, pinned=pinned):
         raise torch_archive.damaged(folder.name, shown(list(dict.fromkeys(each.name for each in wrong))))
 
 
-def _transfers(folder: Folder, wanted: TensorRead, plain: Plain) -> Iterable[Transfer]:
+def _transfers(folder: ShardedFolder, wanted: TensorRead, plain: Plain) -> Iterable[RecordPart]:
     """Return the transfers that read a part of a stored tensor into its target."""
     box = _box(folder, wanted, plain.shape)
     if plain.start + plain.nbytes > wanted.place.length:
@@ -184,7 +184,7 @@ def _transfers(folder: Folder, wanted: TensorRead, plain: Plain) -> Iterable[Tra
     return fill.copies(record, box.of(stored), wanted.target, lambda part, target: target.copy_(part))
 
 
-def _box(folder: Folder, wanted: TensorRead, shape: Sequence[int]) -> Box:
+def _box(folder: ShardedFolder, wanted: TensorRead, shape: Sequence[int]) -> Box:
     """Return the wanted part of a stored tensor of this shape."""
     box = Box(tuple(shape), wanted.start, tuple(wanted.target.shape))
     if not len(box.start) == len(box.shape) == len(box.lengths) or not box.fits():
@@ -193,7 +193,7 @@ def _box(folder: Folder, wanted: TensorRead, shape: Sequence[int]) -> Box:
     return box
 
 
-def _deliver(folder: Folder, wanted: TensorRead, plain: Plain, item: memoryview) -> None:
+def _deliver(folder: ShardedFolder, wanted: TensorRead, plain: Plain, item: memoryview) -> None:
     """Copy a part of a tensor out of its item."""
     box = _box(folder, wanted, plain.shape)
     stored = torch.empty(plain.shape, dtype=plain.dtype, device="cpu")
@@ -201,7 +201,7 @@ def _deliver(folder: Folder, wanted: TensorRead, plain: Plain, item: memoryview)
     wanted.target.copy_(box.of(stored))
 
 
-def _plain_in(folder: Folder, wanted: TensorRead, item: Item, frames: Frames) -> Plain | None:
+def _plain_in(folder: ShardedFolder, wanted: TensorRead, item: Item, frames: Frames) -> Plain | None:
     """Find how a tensor is stored in an item that the manifest does not describe; return None if it was delivered."""
     name = f"{wanted.name!r} in {folder.name}"
     file = Source(item, item.size)

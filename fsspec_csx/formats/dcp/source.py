@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.boxes import Box, boxes_of
 from fsspec_csx.formats.dcp.file_cache import FileCache
-from fsspec_csx.formats.dcp.folder import MANIFEST, Folder
+from fsspec_csx.formats.dcp.folder import MANIFEST, ShardedFolder
 from fsspec_csx.formats.dcp.full_state_dict import ManifestEntry, ShardedStateDict, entries_of, replaced
 from fsspec_csx.formats.dcp.manifest import ItemLocation, plain_of
 from fsspec_csx.formats.dcp.reader import TensorRead, read_tensors
@@ -32,7 +32,7 @@ class ShardedSource(Source):
 
     format = "distributed"
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: ShardedFolder) -> None:
         super().__init__(None, 0)  # there is no single file to read the ends of
         self.folder = FileCache(folder)
         self.metadata = manifest.read(folder)

@@ -9,7 +9,7 @@ from typing import Any
 from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats.base import ON_CPU, Converted, Format, ReadOptions, Request
+from fsspec_csx.formats.base import ON_CPU, Converted, ConvertOptions, Format, ReadOptions
 from fsspec_csx.formats.huggingface.index import LARGEST, decoded
 from fsspec_csx.formats.huggingface.names import is_index, models
 from fsspec_csx.formats.huggingface.source import HuggingFaceSource
@@ -78,12 +78,12 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
         """See ``Format``; ``max_shard_size`` is a number of bytes, or a text such as ``5GB``."""
         return HuggingFaceWriter(obj, copied=copied, max_shard_size=max_shard_size)
 
-    def convert(self, source: Source, request: Request, target: Target, progress: Callback) -> Converted:
+    def convert(self, source: Source, options: ConvertOptions, target: Target, progress: Callback) -> Converted:
         """Write the shards one after the other, because all tensors come from one source."""
         from fsspec_csx.formats.conversion import Conversion  # only here, as it imports the reader, which imports this
 
-        conversion = Conversion(source, request)
-        parts, aliases = conversion.safetensors_files(lambda sizes: split(sizes, request.max_shard_size))
+        conversion = Conversion(source, options)
+        parts, aliases = conversion.safetensors_files(lambda sizes: split(sizes, options.max_shard_size))
         meter = ProgressMeter(progress, sum(file.nbytes for _, file in parts), estimated=True)
         size = 0
         with FolderReplacement(target, [names for names, _ in parts]) as replacing:

@@ -32,7 +32,7 @@ _BAD_CERTIFICATES = {
 
 
 @dataclass(frozen=True)
-class Request:
+class FailedRequest:
     """One request, as error messages describe it."""
 
     operation: str
@@ -56,7 +56,7 @@ def code_of(error: BaseException) -> str:
     return str(_details(error).get("Code", ""))
 
 
-def explain(error: Exception, request: Request) -> Exception:
+def explain(error: Exception, request: FailedRequest) -> Exception:
     """Return this package's error for an exception, or the exception itself if there is none."""
     if isinstance(error, errors.CSXError):
         return error
@@ -112,7 +112,7 @@ def _said(details: dict[str, Any]) -> str:
     return f" ({message})" if message and message not in ("Forbidden", "Not Found") else ""
 
 
-def _unreachable(error: BaseException, request: Request) -> errors.EndpointError:
+def _unreachable(error: BaseException, request: FailedRequest) -> errors.EndpointError:
     endpoint = getattr(error, "kwargs", {}).get("endpoint_url", "")
     # botocore gives the whole URL of the request; only the host matters here.
     endpoint = "/".join(endpoint.split("/")[:3]) or request.endpoint
@@ -140,7 +140,7 @@ def _unreachable(error: BaseException, request: Request) -> errors.EndpointError
     return errors.EndpointError(reason, remedy)
 
 
-def _meaningless(request: Request, what: str) -> errors.EndpointError:
+def _meaningless(request: FailedRequest, what: str) -> errors.EndpointError:
     reason = f"{request.endpoint} gave an invalid S3 response to {request.operation} on {request.target}: {what}."
     return errors.EndpointError(reason, "Check that the address is that of S3, and that no proxy answers in its place.")
 
@@ -159,7 +159,7 @@ def _insecure(endpoint: str, said: str) -> errors.EndpointError:
     return errors.UntrustedCertificateError(f"The TLS certificate of {endpoint} is not trusted: {said}.", remedy)
 
 
-def _by_table(request: Request, details: dict[str, Any]) -> errors.CSXError | None:
+def _by_table(request: FailedRequest, details: dict[str, Any]) -> errors.CSXError | None:
     """Return the error for an S3 error code; None for a code that is not in the table."""
     if (row := _BY_CODE.get(str(details.get("Code")))) is None:
         return None

@@ -22,7 +22,7 @@ from fsspec_csx import errors
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
-CLASSES = [value for _, value in inspect.getmembers(errors, inspect.isclass)]
+CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__]
 OPERATIONS = ["open-read", "open-write", "exists", "info", "ls", "cat", "pipe"]
 
 
