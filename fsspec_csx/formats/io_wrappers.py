@@ -175,19 +175,23 @@ class JoiningWriter:
         self._write = write
         self._joined = bytearray()
 
-    def joins(self, data: bytes | memoryview) -> bool:
-        """Return whether a buffer is so small that it is joined with others."""
-        return len(data) < self._small
+    def keep(self, data: memoryview, keep: Callable[[memoryview], int]) -> int:
+        """Write all of a buffer, and return its CRC-32; ``keep`` does so with a large one."""
+        if len(data) < self._small:
+            self.write(data)
+            return crc32_of(data)
+        self.flush()
+        return keep(data)
 
-    def write(self, data: bytes | memoryview, through: Callable[[Any], object] | None = None) -> None:
-        """Write all of a buffer; a large one by ``through``, if given."""
-        if self.joins(data):
+    def write(self, data: bytes | memoryview) -> None:
+        """Write all of a buffer."""
+        if len(data) < self._small:
             self._joined += data
             if len(self._joined) >= self._most:
                 self.flush()
             return
         self.flush()
-        (through or self._write)(data)
+        self._write(data)
 
     def flush(self) -> None:
         """Write the buffered bytes."""

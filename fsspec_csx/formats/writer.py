@@ -71,7 +71,8 @@ class FileWriter(CheckpointWriter):
         """Write to a file. Until the file is closed, it may use the tensors' own memory, and this object must live.
 
         Args:
-            file: a binary file object; its ``expect_size`` and ``write_borrowed`` are used if it has them.
+            file: a binary file object; its ``expect_size``, ``write_borrowed`` and ``write_summed`` are used if it has
+                them.
             advance: see ``save``.
         """
 

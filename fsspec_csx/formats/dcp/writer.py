@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ class Shard:
     """A shard to write, under its name in the folder of the checkpoint.
 
     Args:
-        file: a binary file object; ``write_borrowed`` is used if it has one.
+        file: a binary file object; ``write_summed`` or ``write_borrowed`` is used if it has one.
         held: whether the tensors do not change until the file is closed, so that their memory may be sent later.
     """
 
@@ -63,12 +63,9 @@ class Shard:
         self._write(around.before)
         here = ready.device.type == "cpu"
         held = here and self._held and ready.data_ptr() == tensor.data_ptr()
-        crc = RunningCrc32()
-        for piece in [memory(ready)] if here else staged(ready):
-            crc.add(piece)
-            self._write(piece, held=held)
-        self._write(around.after(crc.value))
-        plain = Plain(len(around.before), tensor.dtype, tuple(tensor.shape), crc.value)
+        crc = self._kept(memory(ready)) if held else self._added([memory(ready)] if here else staged(ready))
+        self._write(around.after(crc))
+        plain = Plain(len(around.before), tensor.dtype, tuple(tensor.shape), crc)
         return place(self._name, start, around.size, plain)
 
     def _save(self, tensor: torch.Tensor) -> None:
@@ -83,9 +80,20 @@ class Shard:
         write()
         return place(self._name, start, self._position - start)
 
-    def _write(self, data: Any, *, held: bool = False) -> None:
+    def _kept(self, memory: memoryview) -> int:
+        self._position += len(memory)
+        return self._joining.keep(memory, self._file.borrow_summed)
+
+    def _added(self, pieces: Iterable[memoryview]) -> int:
+        crc = RunningCrc32()
+        for piece in pieces:
+            crc.add(piece)
+            self._write(piece)
+        return crc.value
+
+    def _write(self, data: Any) -> None:
         self._position += len(data)
-        self._joining.write(data, self._file.borrow if held else None)
+        self._joining.write(data)
 
 
 class _Counting:

@@ -76,18 +76,10 @@ class Layout:
         given = None if contents is None else iter(contents)
 
         def fill(storage: torch.UntypedStorage) -> int:
-            pieces: Iterable[memoryview]
-            if given is not None:
-                pieces = next(given)
-            elif storage.device.type != HERE:
-                pieces = _staged(storage)
-            elif joining.joins(memory := memory_of(storage)):
-                pieces = [memory]
-            else:
-                joining.flush()
-                return keep(memory)
+            if given is None and storage.device.type == HERE:
+                return joining.keep(memory_of(storage), keep)
             crc = RunningCrc32()
-            for piece in pieces:
+            for piece in _staged(storage) if given is None else next(given):
                 joining.write(piece)
                 crc.add(piece)
             return crc.value
