@@ -42,13 +42,16 @@ def test_learned_anew_from_another_object(
         assert proxy.faults[0].done == 1
 
 
-def test_names_in_headers(server: LocalS3, bucket: str) -> None:
-    """Headers of any characters are sent as they were signed: nothing is refused and sent again."""
+def test_names_in_headers(server: LocalS3, bucket: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Headers of any characters are sent as they were signed: nothing is refused, and botocore sends only the first."""
+    caplog.set_level("DEBUG", "botocore.endpoint")
     objects = {f"{bucket}/{number}": b"%d" % number for number in range(5)}
     for name in ("Grüße", "日本", "50%s"):
         with fault_proxy(server.endpoint_url) as proxy:
             fs = through(proxy, server)
+            caplog.clear()
             fs.pipe(objects, ContentDisposition=f'attachment; filename="{name}"')
+            assert sum("name=PutObject" in each.message for each in caplog.records if "Making" in each.message) == 1
             assert [request.status for request in proxy.made("PUT")] == [200] * len(objects)
             sent = {request.headers["content-disposition"].encode("latin-1").decode() for request in proxy.made("PUT")}
             assert sent == {f'attachment; filename="{name}"'}
