@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -187,10 +188,11 @@ def test_objects_are_copied_side_by_side(url: str, bucket: str, monkeypatch: pyt
     together = threading.Barrier(2)
     carry = sharded_folders.copy_file
     seen: list[str] = []
+    numbers = itertools.count()
 
     def meeting(source: Any, *args: Any, **kwargs: Any) -> Any:
         seen.append(source.name)
-        if source.name != "__METADATA__" and kwargs.pop("meet", len(seen) <= 2):
+        if next(numbers) < 2:
             together.wait(60)
         return carry(source, *args, **kwargs)
 
@@ -198,11 +200,10 @@ def test_objects_are_copied_side_by_side(url: str, bucket: str, monkeypatch: pyt
     copy(url, f"s3://{bucket}/a.mdl")
     assert seen[-1] == "__METADATA__"
     assert left(f"s3://{bucket}/a.mdl") == KEYS
-    together.abort()
     monkeypatch.setattr(sharded_folders, "_SMALL", -1)
-    seen[:] = ["", ""]
+    seen.clear()
     copy(url, f"s3://{bucket}/b.mdl")
-    assert seen[2:] == sorted(seen[2:], key=lambda name: (name == "__METADATA__", name))
+    assert seen == sorted(seen, key=lambda name: (name == "__METADATA__", name))
 
 
 # -- list --------------------------------------------------------------------------------------------------------------
