@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import secrets
-from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -26,7 +25,6 @@ from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import MANIFEST, MOST_PREFIXES, ShardedFolder, logger, shard_name
 from fsspec_csx.formats.dcp.writer import Shard
-from fsspec_csx.formats.writer import expect_size
 from fsspec_csx.tensors import memory
 
 
@@ -69,8 +67,6 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
         self._is_coordinator = False
         self._finishing = False
         self._written: list[str] = []
-        # Returns the shards of the old checkpoint, which a thread looks up while this rank writes its shard.
-        self._old_shards: Callable[[], set[str]] | None = None
 
     def reset(self, checkpoint_id: Path | None = None) -> None:
         """Start another save, at another path if one is given."""
@@ -99,7 +95,6 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
         self._is_coordinator = is_coordinator
         self._finishing = False
         self._written = []
-        self._old_shards = None
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Check the plan, and return it unchanged.
@@ -120,8 +115,6 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write the entries of this rank to a shard with a new name; no shard if there are none."""
-        if self._is_coordinator and self._folder.threads:
-            self._old_shards = _in_thread(self._read_old_shards)
         future: Future[list[WriteResult]] = Future()
         with torch.no_grad():
             future.set_result(self._write(plan, planner) if plan.items else [])
@@ -132,8 +125,8 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
         metadata.version = manifest.VERSION
         metadata.storage_data = {each.index: each.storage_data for of_rank in results for each in of_rank}
         metadata.storage_meta = self.storage_meta()
-        old = (self._old_shards or self._read_old_shards)()
-        self._finishing, self._old_shards = True, None
+        old = self._old_shards()
+        self._finishing = True
         with self._folder.atomic_write(MANIFEST) as file:
             file.write(manifest.encode(metadata))
         self._folder.remove(sorted(old - shards_of(metadata)))
@@ -153,15 +146,13 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
     def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
         held = _returns_originals(planner)  # others may create tensors when they are written
         kinds = (WriteItemType.TENSOR, WriteItemType.SHARD)
+        ready = [planner.resolve_data(item) if held and item.type in kinds else None for item in plan.items]
+        given = zip(plan.items, ready, strict=True)
+        memory.check((item.index.fqn, data) for item, data in given if isinstance(data, torch.Tensor))
         name = shard_name(plan.storage_data, self._prefix_count)
         results = []
-        size = sum(map(_nbytes, plan.items))
-        meter = self._meter(size, estimated=True)
+        meter = self._meter(sum(map(_nbytes, plan.items)), estimated=True)
         with self._folder.creating(name) as file:
-            expect_size(file, size)  # first, so that the upload begins meanwhile
-            ready = [planner.resolve_data(item) if held and item.type in kinds else None for item in plan.items]
-            given = zip(plan.items, ready, strict=True)
-            memory.check((item.index.fqn, data) for item, data in given if isinstance(data, torch.Tensor))
             shard = Shard(file, name, held=held, advance=meter.advance)
             for item, resolved in zip(plan.items, ready, strict=True):
                 data = planner.resolve_data(item) if resolved is None else resolved
@@ -180,7 +171,7 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
         self._written.append(name)
         return results
 
-    def _read_old_shards(self) -> set[str]:
+    def _old_shards(self) -> set[str]:
         try:
             return shards_of(manifest.read(self._folder))
         except FileNotFoundError:
@@ -188,17 +179,6 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
         except (CheckpointError, PermissionError) as error:  # the user may have no permission to read
             logger.warning("The shards of the old checkpoint stay: its manifest cannot be read: %s", error)
             return set()
-
-
-def _in_thread(function: Callable[[], set[str]]) -> Callable[[], set[str]] | None:
-    """Call a function in a thread; return one that waits for its result, or None if no thread can be started."""
-    threads = ThreadPoolExecutor(1)
-    try:
-        return threads.submit(function).result
-    except RuntimeError:  # at the end of the interpreter
-        return None
-    finally:
-        threads.shutdown(wait=False)
 
 
 def _nbytes(item: WriteItem) -> int:
