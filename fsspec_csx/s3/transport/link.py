@@ -27,6 +27,7 @@ from fsspec_csx.s3.transport.request_body import LARGEST_PIECE, PIECE, RequestBo
 from fsspec_csx.s3.transport.response_head import MOST_BYTES, ResponseHead, response_head
 from fsspec_csx.s3.transport.signature import SignedRequest
 from fsspec_csx.s3.transport.sockets import shut_down
+from fsspec_csx.s3.transport.tls import has_decrypted
 
 # Bytes between two checks whether the request was given up; also the pieces in which the checksum is computed.
 _STEP = 2**20
@@ -177,7 +178,7 @@ class Link:
         """Connect, unless the connection can be used; not if data waits, which cannot answer the next request."""
         used = self._connection.sock
         if used is not None and used is self._socket and self._poll is not None:
-            if not self._poll.poll(0):
+            if not self._poll.poll(0) and not has_decrypted(used):
                 return
             self._connection.close()
         elif is_connection_dropped(self._connection):

@@ -75,6 +75,11 @@ class TLSSocket(ssl.SSLSocket):
                 sent += write(rest[sent:])
 
 
+def has_decrypted(link: Any) -> bool:
+    """Return whether bytes of a socket are decrypted and not received yet; a poll does not show them."""
+    return isinstance(link, ssl.SSLSocket) and link.pending() > 0
+
+
 class TLSConnection(NotedConnection, AWSHTTPSConnection):  # type: ignore[misc]
     """A connection that shares parsed CA certificates with others: parsing takes 17 ms."""
 
@@ -83,7 +88,7 @@ class TLSConnection(NotedConnection, AWSHTTPSConnection):  # type: ignore[misc]
     @property
     def is_connected(self) -> bool:
         """Whether the connection can be reused; it cannot if decrypted bytes are left, which answer no request."""
-        return bool(super().is_connected) and not (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending())
+        return bool(super().is_connected) and not has_decrypted(self.sock)
 
     def connect(self) -> None:
         """Connect, with ``TLSSocket`` and shared CA certificates where possible."""

@@ -167,17 +167,20 @@ def test_what_follows_an_answer() -> None:
         assert server.connections == 2
 
 
-def test_what_follows_an_answer_by_tls(tmp_path: Path) -> None:
-    """What is decrypted and was not asked for is not the answer to the next request over the pool's connection."""
+@pytest.mark.parametrize("by_pool", [True, False])
+def test_what_follows_an_answer_by_tls(tmp_path: Path, by_pool: bool) -> None:
+    """What is decrypted and was not asked for is not the answer to the connection's next request."""
     handshakes, size = Handshakes(tmp_path), 20_000  # of two records, the second of which has more than the body
     answer = HEAD.replace(b"5", b"%d" % size) + bytes(size) + HEAD + b"other"
     server = Server([[answer], [GOOD], [GOOD]], handshakes=handshakes)
     pool = TLSPool("127.0.0.1", server.port, cert_reqs="CERT_REQUIRED", ca_certs=str(handshakes.trusted), timeout=60)
-    came = []
+    came, link = [], Link(pool, RequestSlots())
     for length in (size, 5, 5):
-        link = Link(pool, RequestSlots())
         came.append(fetched(link, length))
-        link.give_back()
+        if by_pool:
+            link.give_back()
+            link = Link(pool, RequestSlots())
+    link.give_back()
     pool.close()
     server.close()
     assert came == [bytes(size), b"hello", b"hello"]
