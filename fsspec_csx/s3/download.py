@@ -137,7 +137,7 @@ async def get_file(
         return
     scope().join()
     await fs.set_session()
-    exclusive = mode == "create"
+    lpath, exclusive = os.path.realpath(lpath), mode == "create"  # links to folders may change during a download
     if resumable and await resume(fs, rpath, version_id, lpath, callback, exclusive=exclusive):
         return
     heads = [] if head is None else [head]

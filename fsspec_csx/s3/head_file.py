@@ -74,7 +74,9 @@ class HeadFile(FirstBytes):
 
     def _open(self) -> int:
         if self._descriptor is None:
-            self._descriptor = self._stack.enter_context(atomic_local_write(self._path))
+            # Links to folders may change while a large object arrives.
+            path = os.path.realpath(self._path) if self._in_steps else self._path
+            self._descriptor = self._stack.enter_context(atomic_local_write(path))
         return self._descriptor
 
     def has_checksum(self) -> bool:

@@ -64,9 +64,10 @@ def _write_local(path: str, exclusive: bool) -> Iterator[IO[bytes]]:
         with open(path, "wb", _BUFFER) as special:
             yield special
         return
-    folder = os.path.dirname(os.path.realpath(path))
+    target = os.path.realpath(path)  # once: links to folders may change during a save
+    folder = os.path.dirname(target)
     os.makedirs(folder, exist_ok=True)
-    with atomic_local_write(path, exclusive=exclusive) as descriptor:
+    with atomic_local_write(target, exclusive=exclusive) as descriptor:
         file = io.BufferedWriter(io.FileIO(descriptor, "wb", closefd=False), _BUFFER)
         try:
             yield file

@@ -21,6 +21,7 @@ from forked import python
 from fsspec.implementations.memory import MemoryFileSystem
 
 from fsspec_csx.checkpoint.api import load, save
+from fsspec_csx.storage.atomic import atomic_write
 
 
 def test_folders_are_made(root: str) -> None:
@@ -121,6 +122,20 @@ def test_symlinks(tmp_path: Path, existing: bool) -> None:
     save([2], link)
     assert link.is_symlink()
     assert load(target) == [2]
+
+
+def test_folder_link_that_is_changed(tmp_path: Path) -> None:
+    """A save goes to the folder that a link led to at its start, and leaves nothing else."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    link = tmp_path / "latest"
+    link.symlink_to("first")
+    with atomic_write(None, str(link / "x.pt")) as file:
+        file.write(b"data")
+        link.unlink()
+        link.symlink_to("second")
+    assert (tmp_path / "first" / "x.pt").read_bytes() == b"data"
+    assert [os.listdir(tmp_path / name) for name in ("first", "second")] == [["x.pt"], []]
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o664, 0o777])

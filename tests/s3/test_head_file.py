@@ -43,6 +43,15 @@ def test_written_as_it_comes(tmp_path: Path) -> None:
     receive(replaced, b"short", {"Content-Length": "5"}, 5)
     assert replaced.store()
     assert target.read_bytes() == b"short"
+    link = tmp_path / "link"
+    link.symlink_to("own")
+    linked = HeadFile("x", str(link / "x"), lambda: True)
+    receive(linked, DATA, HEADERS, 2 * MIB)
+    linked.restart()
+    link.unlink()
+    receive(linked, DATA, HEADERS, len(DATA))
+    assert linked.store()
+    assert target.read_bytes() == DATA
     damaged = HeadFile("x", str(target), lambda: True)
     receive(damaged, bytes(len(DATA)), HEADERS, len(DATA))
     assert not damaged.has_checksum()

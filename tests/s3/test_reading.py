@@ -517,6 +517,24 @@ def test_get_file_takes_the_place_of_a_file(fs: CSXFileSystem, tmp_path: Path) -
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.parametrize("resumable", [True, False])
+def test_get_file_below_a_link_that_is_changed(fs: CSXFileSystem, tmp_path: Path, resumable: bool) -> None:
+    """The file goes to the folder that a link led to at the start, and nothing else is left."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("first")
+
+    class Changing(Callback):
+        def set_size(self, size: int) -> None:
+            link.unlink()
+            link.symlink_to("second")
+
+    fs.get_file(PATH, str(link / "file"), callback=Changing(), resumable=resumable)
+    assert (tmp_path / "first" / "file").read_bytes() == DATA
+    assert [os.listdir(tmp_path / name) for name in ("first", "second")] == [["file"], []]
+
+
 def test_get_file_into_devices(fs: CSXFileSystem, tmp_path: Path) -> None:
     """A device or a pipe is written to, and stays what it is."""
     fs.get_file("reading/short", "/dev/null")
