@@ -137,7 +137,8 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
                 raise
             # Finalizers run last to first: this one before that of s3fs, which closes the connections.
             weakref.finalize(self, discard_all, self.unfinished, self.aborting, os.getpid())
-            self._loading = load_certificates(client)
+            if not self.asynchronous:  # the caller may close its own event loop before that ends
+                load_certificates(client)
             self.transfer = self._make_transfer(client, None if before is None else self.transfer)
             await self.get_s3()
         return client
