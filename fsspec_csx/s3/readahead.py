@@ -134,7 +134,8 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         ``in_thread`` runs a function in another thread: allocating the pages takes longer than copying the bytes.
         """
         stop = start + len(memory)
-        pages = in_thread(populate, memory[len(memory) // 2 :]) if len(memory) >= _CHUNK else None
+        half = [memory[len(memory) // 2 :]]
+        pages = in_thread(lambda: populate(half.pop())) if len(memory) >= _CHUNK else None
         try:
             for chunk in taken:
                 first, last = max(start, chunk.start), min(stop, chunk.end)
@@ -150,6 +151,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         finally:
             if pages is not None and not pages.cancel():
                 pages.result()
+            half.clear()  # a cancelled call may stay in the queue, and must not keep the caller's memory
 
     def fetch_beyond(self, start: int, ahead: int) -> None:
         """Fetch ``ahead`` bytes from a position on, in chunks of equal size, unless they are cached or in flight.

@@ -26,7 +26,7 @@ from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ObjectNotFoundError
 from fsspec_csx.s3.filesystem import CSXFileSystem
-from fsspec_csx.s3.readahead import ReadAhead
+from fsspec_csx.s3.readahead import Chunk, ReadAhead
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
 from fsspec_csx.testing import LocalS3
@@ -229,6 +229,23 @@ def test_what_another_thread_forgets_meanwhile() -> None:
     assert cache._fetch(0, 1000) == data[:1000]
     meanwhile.append(cache._chunks.popleft)
     assert cache._fetch(200 * 1024, 300 * 1024) == data[200 * 1024 : 300 * 1024]
+
+
+def test_caller_may_resize_the_memory_at_once() -> None:
+    """Pages that no thread came to allocate are forgotten, though the call for them waits for a thread."""
+    queued, data = list[tuple[Any, ...]](), Future[bytes]()
+    data.set_result(DATA[: 9 * MIB])
+    memory = bytearray(9 * MIB)
+
+    def in_thread(*call: Any) -> Future[None]:
+        queued.append(call)
+        return Future()
+
+    cache = ReadAhead(32 * MIB, lambda start, end: Future(), lambda start, memory: Future(), len(DATA))
+    cache.fill(memoryview(memory), 0, [Chunk(0, 9 * MIB, data)], in_thread)
+    assert queued
+    memory.extend(b"more")
+    assert memory == DATA[: 9 * MIB] + b"more"
 
 
 class Arriving(Future[bytes]):
@@ -533,6 +550,13 @@ def test_get_file_below_a_link_that_is_changed(fs: CSXFileSystem, tmp_path: Path
     fs.get_file(PATH, str(link / "file"), callback=Changing(), resumable=resumable)
     assert (tmp_path / "first" / "file").read_bytes() == DATA
     assert [os.listdir(tmp_path / name) for name in ("first", "second")] == [["file"], []]
+
+
+def test_get_file_by_a_path_that_names_no_folder(fs: CSXFileSystem, tmp_path: Path) -> None:
+    """A slash after a name, and a missing folder before "..", make no difference."""
+    fs.get_file("reading/short", f"{tmp_path}/new/")
+    fs.get_file("reading/short", f"{tmp_path}/missing/../other")
+    assert (tmp_path / "new").read_bytes() == (tmp_path / "other").read_bytes() == SHORT
 
 
 def test_get_file_into_devices(fs: CSXFileSystem, tmp_path: Path) -> None:
