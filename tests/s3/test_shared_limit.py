@@ -290,6 +290,26 @@ def test_far_store_that_is_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
         assert fs.transfer.slots.limit > MIN_REQUESTS
 
 
+def test_refused_metadata_shows_no_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer to any request that the store is busy comes early, and does not make a far store a near one."""
+    monkeypatch.setattr("botocore.retryhandler.random.random", lambda: 0.01)
+    store, refused = Store(0.03), []
+
+    def answer(heard: Heard) -> Answer:
+        if len(listener.heard) > 2 and not refused:
+            refused.append(heard.method)
+            return 503, {"Content-Type": "application/xml"}, s3_error("SlowDown")
+        return store.answer(heard)
+
+    with listening(answer) as listener:
+        fs = connected(listener)
+        for name in "abc":
+            fs.info(f"bucket/{name}")
+        assert refused == ["HEAD"]
+        assert fs.transfer.slots.seems_far
+        assert fs.transfer.slots.limit < 64
+
+
 FORKED = """
 import os, sys, fsspec
 from fsspec_csx.s3.transport.concurrency import ConcurrencyLimit

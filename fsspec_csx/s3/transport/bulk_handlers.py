@@ -47,9 +47,9 @@ class BulkHandlers:
             outcome.sent = time.monotonic()
 
     def note_answered(self, response: Any = None, **_: Any) -> None:
-        """Record the response time; a handler of ``needs-retry``."""
+        """Record the response time, or that the store is busy; a handler of ``needs-retry``."""
         if response is not None and (outcome := current().outcome) is not None and outcome.sent:
-            self._transfer.slots.answered(time.monotonic() - outcome.sent)
+            self._transfer.slots.answered(time.monotonic() - outcome.sent, response[0].status_code)
 
     async def answer(self, request: Any, **_: Any) -> AioAWSResponse | None:
         """Make the request in a thread; a handler of ``before-send`` that returns None to leave it to botocore."""
