@@ -255,6 +255,24 @@ def test_crash_after_the_manifest(root: str, monkeypatch: pytest.MonkeyPatch) ->
     assert {*distributed.leftovers(f"{root}/a")} == old
 
 
+def test_replaced_while_it_is_saved(root: str) -> None:
+    """A save that ends while another one writes its shard leaves no shards: the later one removes them."""
+    distributed.save({"x": torch.ones(3)}, f"{root}/a")
+
+    class Saving(fsspec.Callback):  # type: ignore[misc]
+        done = False
+
+        def relative_update(self, inc: int = 1) -> None:
+            if not self.done:
+                self.done = True
+                distributed.save({"x": torch.full((3,), 2.0)}, f"{root}/a")
+
+    large = {"x": torch.zeros(2**20)}
+    distributed.save(large, f"{root}/a", callback=Saving())
+    assert torch.equal(distributed.whole(f"{root}/a")["x"], large["x"])
+    assert distributed.leftovers(f"{root}/a") == []
+
+
 def test_no_manifest_no_checkpoint(root: str) -> None:
     """A folder of shards without a manifest is no checkpoint."""
     distributed.save({"x": torch.ones(3)}, f"{root}/a")
