@@ -18,7 +18,14 @@ from fsspec_csx.s3.object_attributes import source_key
 from fsspec_csx.s3.part_copies import CopiedSpan
 from fsspec_csx.s3.part_sizes import part_size_for
 from fsspec_csx.s3.put_object import Call, put
-from fsspec_csx.s3.transport.request_body import FileSliceBody, MemoryBody, RequestBody, changed, single_bytes
+from fsspec_csx.s3.transport.request_body import (
+    FileSliceBody,
+    LocalFile,
+    MemoryBody,
+    RequestBody,
+    changed,
+    single_bytes,
+)
 from fsspec_csx.s3.upload_journal import SourceFingerprint, open_journal
 from fsspec_csx.s3.versions import check_writable
 
@@ -94,6 +101,7 @@ async def put_file(
         kwargs.setdefault("ContentType", guessed)
     with open(lpath, "rb") as file:
         descriptor = file.fileno()
+        local = LocalFile(descriptor, lpath)
         size = os.fstat(descriptor).st_size
         # Pipes and files of the kernel report no size before they are read.
         memory = memoryview(b"" if size else await asyncio.to_thread(file.read))
@@ -101,7 +109,7 @@ async def put_file(
         callback.set_size(size)
 
         async def payload(start: int, end: int) -> RequestBody:
-            return MemoryBody([memory[start:end]]) if memory else FileSliceBody(descriptor, lpath, start, end - start)
+            return MemoryBody([memory[start:end]]) if memory else FileSliceBody(local, start, end - start)
 
         def unchanged(checksum: int | None = None) -> None:
             if not memory and _state(lpath) != before:

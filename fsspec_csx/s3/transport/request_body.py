@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import time
+import weakref
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -164,28 +165,32 @@ class MemoryBody(RequestBody):
             start = max(0, start - len(memory))
 
 
-class FileSliceBody(RequestBody):
-    """A slice of a local file, read as it is sent.
+class LocalFile:
+    """A file that stays open until nothing refers to this object.
 
     Args:
         descriptor: of the file; the caller may close it afterwards.
         path: of the file, for messages.
+    """
+
+    def __init__(self, descriptor: int, path: str) -> None:
+        self.descriptor, self.path = os.dup(descriptor), path
+        weakref.finalize(self, os.close, self.descriptor).atexit = False
+
+
+class FileSliceBody(RequestBody):
+    """A slice of a local file, read as it is sent.
+
+    Args:
+        file: shared by all slices, as many of them wait for a turn, and a process may have few open files.
         start: position of the first byte in the file.
         length: in bytes.
     """
 
-    def __init__(self, descriptor: int, path: str, start: int, length: int) -> None:
+    def __init__(self, file: LocalFile, start: int, length: int) -> None:
         super().__init__(length)
-        self._descriptor: int | None = os.dup(descriptor)
-        self._path = path
+        self._file = file
         self._start = start
-
-    def close(self) -> None:
-        """Close the file; dropping the body closes it too."""
-        super().close()
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
 
     def parts(self, start: int = 0) -> Iterator[memoryview]:
         """Yield the bytes from a position on, in consecutive buffers.
@@ -193,12 +198,11 @@ class FileSliceBody(RequestBody):
         Raises:
             OSError: if the file has become shorter, or cannot be read.
         """
-        descriptor = self._descriptor
-        while start < self.length and descriptor is not None:
+        while start < self.length:
             try:
-                data = os.pread(descriptor, min(_READ, self.length - start), self._start + start)
+                data = os.pread(self._file.descriptor, min(_READ, self.length - start), self._start + start)
                 if not data:
-                    raise changed(self._path)
+                    raise changed(self._file.path)
             except OSError as error:
                 self.failure = error
                 raise
@@ -216,6 +220,6 @@ def file_body(path: str, most: int) -> RequestBody | None:
         if size > most:
             return None
         if size > _READ:
-            return FileSliceBody(file.fileno(), path, 0, size)
+            return FileSliceBody(LocalFile(file.fileno(), path), 0, size)
         data = file.read(size + 1)
     return MemoryBody([memoryview(data)]) if len(data) == size else None

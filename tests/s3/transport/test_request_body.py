@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from fsspec_csx.s3.transport import request_body
 from fsspec_csx.s3.transport.checksum import CRC64NVME
-from fsspec_csx.s3.transport.request_body import MemoryBody
+from fsspec_csx.s3.transport.request_body import FileSliceBody, LocalFile, MemoryBody
 
 _DATA = os.urandom(100)
 
@@ -38,3 +39,18 @@ def test_pieces(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     body.give_up()
     with pytest.raises(OSError, match="given up"):
         next(body.pieces(4))
+
+
+def test_slices_of_a_file(tmp_path: Path) -> None:
+    """However many slices of a file wait to be sent, it is open once, and as long as one of them needs it."""
+    path = tmp_path / "file"
+    path.write_bytes(_DATA)
+    before = len(os.listdir("/proc/self/fd"))
+    with path.open("rb") as file:
+        local = LocalFile(file.fileno(), str(path))
+        slices = [FileSliceBody(local, start, 1) for start in range(len(_DATA))]
+    del local
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert b"".join(bytes(piece) for each in slices for piece in each.parts()) == _DATA
+    slices.clear()
+    assert len(os.listdir("/proc/self/fd")) == before
