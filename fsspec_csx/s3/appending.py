@@ -1,4 +1,4 @@
-"""Appending to an object: its state when the file is opened, and the conditions of the write."""
+"""The state of an object when a file is opened to make it or to append to it, and the conditions of the write."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fsspec_csx.errors import ObjectExistsError
 from fsspec_csx.s3.client.error_mapping import changed, code_of
 from fsspec_csx.s3.object_attributes import locks, of_new_state, source_key, tagging, unless_named
 from fsspec_csx.s3.part_copies import CopySource
@@ -49,6 +50,16 @@ class AppendTarget:
         if not self.found:
             return {"IfNoneMatch": "*"}
         return {"IfMatch": self.etag} if self.etag else {}
+
+
+async def check_absent(fs: Any, path: str) -> None:
+    """Raise if the object of a new file exists, before any data is written; only the commit checks it reliably."""
+    try:
+        found = await fs._info(path, refresh=True)
+    except FileNotFoundError:
+        return
+    if found["type"] == "file":
+        raise ObjectExistsError(f"s3://{path} exists already.", "Choose another name, or overwrite it.")
 
 
 async def find_append_target(

@@ -12,8 +12,9 @@ from typing import Any
 from fsspec.asyn import AbstractAsyncStreamedFile
 from s3fs.core import version_id_kw
 
+from fsspec_csx.s3.appending import check_absent
 from fsspec_csx.s3.exit_calls import Opening
-from fsspec_csx.s3.file import check_absent, check_open, part_writer
+from fsspec_csx.s3.file import check_open, part_writer
 from fsspec_csx.s3.interrupt import run_in_thread
 from fsspec_csx.s3.transport.call_scope import finish_despite_cancel
 from fsspec_csx.s3.transport.event_loop import submit, work_for
@@ -118,11 +119,11 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
 
     Args:
         mode: "wb", or "xb" to refuse to replace an object.
-        part: bytes of the first parts.
+        part: bytes of the first parts, if the caller chooses.
         options: parameters of the upload's requests.
     """
 
-    def __init__(self, fs: Any, path: str, mode: str, part: int, options: dict[str, Any]) -> None:
+    def __init__(self, fs: Any, path: str, mode: str, part: int | None, options: dict[str, Any]) -> None:
         bucket, key, _ = fs.split_path(path)
         self.fs, self.path, self.mode = fs, path, mode
         self.loc = 0
@@ -139,10 +140,7 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         async with self._turn:
             check_open(self.path, self.closed)
             write = functools.partial(self._writer.write, view, stable=type(data) is bytes)
-            if self._writer.fits(len(view)):
-                write()
-            else:
-                await self._in_thread(write)
+            await self._discarded_on_failure(write, here=self._writer.fits(len(view)))
             self.loc += len(view)
         return len(view)
 
@@ -162,7 +160,7 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
                 self._opening.report(error)
                 return
             condition = {"IfNoneMatch": "*"} if "x" in self.mode else {}
-            await self._in_thread(functools.partial(self._writer.finish, **condition))
+            await self._discarded_on_failure(functools.partial(self._writer.finish, **condition))
             self.closed = True
             self.fs.invalidate_cache(self.path)
 
@@ -192,10 +190,13 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
             contextvars.Context().run(submit, self._loop, self._writer.abandon())
         self._opening.warn("It was not closed.")
 
-    async def _in_thread(self, work: Callable[[], Any]) -> None:
-        """Run work of the writer in a thread; discard the file if it fails or is cancelled."""
+    async def _discarded_on_failure(self, work: Callable[[], Any], *, here: bool = False) -> None:
+        """Run work of the writer, in a thread unless ``here``; discard the file if it fails or is cancelled."""
         try:
-            await run_in_thread(work, self._writer.stop)
+            if here:
+                work()
+            else:
+                await run_in_thread(work, self._writer.stop)
         except BaseException:
             await self._end()
             raise

@@ -13,13 +13,14 @@ from typing import Any
 
 from fsspec.asyn import sync
 
-from fsspec_csx.errors import DiscardedFileWarning, ObjectExistsError
-from fsspec_csx.s3.appending import AppendTarget, find_append_target, with_conditions
+from fsspec_csx.errors import DiscardedFileWarning
+from fsspec_csx.s3.appending import AppendTarget, check_absent, find_append_target, with_conditions
 from fsspec_csx.s3.exit_calls import Opening
 from fsspec_csx.s3.put_object import Call
 from fsspec_csx.s3.readahead import ReadAhead
 from fsspec_csx.s3.reader import ReadFile
 from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, is_on_loop, work_for
+from fsspec_csx.s3.transport.pool import PART
 from fsspec_csx.s3.transport.request_body import single_bytes
 from fsspec_csx.s3.versions import check_writable
 from fsspec_csx.s3.wrappers import Instruction, calling_instruction
@@ -61,12 +62,15 @@ class CSXFile(ReadFile):
     _pid = 0
     _asked: Instruction | None = None
     _append_target: AppendTarget | None = None  # the object that mode ab appends to
+    _part: int | None = None  # bytes of the first parts, if they are chosen
 
     def __init__(self, fs: Any, path: str, mode: str = "rb", **kwargs: Any) -> None:
         if mode == "rb":
             super().__init__(fs, path, mode, **kwargs)
             return
         check_writable(fs, path)
+        self._part = kwargs.get("block_size")
+        kwargs["block_size"] = self._part or PART
         self._pid = os.getpid()
         fs.connect()
         if mode == "xb":
@@ -88,7 +92,8 @@ class CSXFile(ReadFile):
         with self.discarded_on_failure():
             found = self._append_target = self._start(looking).result()
             self.s3_additional_kwargs.update(found.kept)
-            self.blocksize = found.part
+            if found.found:  # the bytes after the copied parts are fewer than a part
+                self._part = self.blocksize = found.part
             self._request = with_conditions(self._request, found.etag, f"s3://{self.path}")
             self._writer.copied = found.copied
             self._writer.write(found.tail, stable=True)
@@ -274,11 +279,14 @@ class CSXFile(ReadFile):
         self.forced = True
         if self.autocommit:
             self.commit()
+        else:  # the caller's memory may change before the transaction ends
+            with self.discarded_on_failure():
+                self._writer.own()
 
     @functools.cached_property
     def _writer(self) -> PartWriter:
         make_work = functools.partial(_work_of_file, self.fs, self.path, self._pid)
-        return part_writer(self.fs, self._request, make_work, self.blocksize, self.s3_additional_kwargs)
+        return part_writer(self.fs, self._request, make_work, self._part, self.s3_additional_kwargs)
 
     def _abort_upload(self, seconds: float) -> None:
         writer = self.__dict__.get("_writer")
@@ -303,7 +311,7 @@ def check_open(path: str, closed: bool) -> None:
 
 
 def part_writer(
-    fs: Any, call: Call, make_work: Callable[..., Work], part: int, options: Mapping[str, Any]
+    fs: Any, call: Call, make_work: Callable[..., Work], part: int | None, options: Mapping[str, Any]
 ) -> PartWriter:
     """Return the writer of an object; ``make_work`` is for its coroutines, and its first parts have ``part`` bytes."""
     own = any(name.startswith("Checksum") for name in options)
@@ -323,16 +331,6 @@ def _work_of_file(fs: Any, path: str, pid: int, coroutine: Any) -> Work:
 
 def _fork_error(path: str) -> RuntimeError:
     return RuntimeError(f"s3://{path} is being written by the process that opened it. Open another in this one.")
-
-
-async def check_absent(fs: Any, path: str) -> None:
-    """Raise if the object of a new file exists, before any data is written; only the commit checks it reliably."""
-    try:
-        found = await fs._info(path, refresh=True)
-    except FileNotFoundError:
-        return
-    if found["type"] == "file":
-        raise ObjectExistsError(f"s3://{path} exists already.", "Choose another name, or overwrite it.")
 
 
 def discard_all(unfinished: weakref.WeakValueDictionary[int, CSXFile], aborting: set[Future[None]], pid: int) -> None:

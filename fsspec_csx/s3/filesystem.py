@@ -40,7 +40,6 @@ from fsspec_csx.s3.consistent_read import object_metadata
 from fsspec_csx.s3.file import CSXFile
 from fsspec_csx.s3.readahead import ReadAhead
 from fsspec_csx.s3.transport.concurrency import MAX_REQUESTS
-from fsspec_csx.s3.transport.pool import PART
 from fsspec_csx.s3.wrappers import close_below
 from fsspec_csx.settings import backends
 
@@ -294,9 +293,10 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
         file: CSXFile = self.open(path, "rb", details=details, **version)
         return file
 
-    def _block_size(self, mode: str) -> int:
+    def _block_size(self, mode: str) -> int | None:
         chosen = self.default_block_size != type(self).default_block_size
-        return int(self.default_block_size if chosen or mode == "rb" else PART)
+        chosen = chosen or self.storage_options.get("default_block_size") is not None
+        return int(self.default_block_size) if chosen or mode == "rb" else None
 
     open_async = async_file.open_async
 

@@ -12,7 +12,7 @@ from fsspec_csx.s3.multipart import MultipartUpload, gather_or_cancel
 from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, PARTS, first_part_size, part_size
 from fsspec_csx.s3.put_object import Call, put
 from fsspec_csx.s3.transport.checksum import CRC32, CRC64NVME
-from fsspec_csx.s3.transport.event_loop import Work
+from fsspec_csx.s3.transport.event_loop import Work, ended
 from fsspec_csx.s3.transport.memory import new_buffer, populate
 from fsspec_csx.s3.transport.pool import PART, Transfer
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
@@ -40,7 +40,7 @@ class PartWriter:
         call: makes requests for the object.
         transfer: moves its bytes.
         work_for: makes the work of a coroutine, which the writer schedules.
-        first_part: bytes of the first parts; at most the largest part that S3 allows.
+        first_part: bytes of the first parts, if the caller chooses; at most the largest part that S3 allows.
         growing: whether later parts may be larger, so that the object can reach 5 TiB.
         checked: whether to send checksums.
 
@@ -55,20 +55,21 @@ class PartWriter:
         transfer: Transfer,
         work_for: Callable[[Coroutine[Any, Any, Any]], Work],
         *,
-        first_part: int,
+        first_part: int | None,
         growing: bool,
         checked: bool,
     ) -> None:
         self._call = call
         self._transfer = transfer
         self._work_for = work_for
-        self._first_part = self._part_size = min(first_part, LARGEST_PART)
-        self._chosen = first_part != PART
+        self._first_part = self._part_size = min(first_part or PART, LARGEST_PART)
+        self._chosen = first_part is not None
         self._growing = growing
         self._checked = checked
         self.upload: MultipartUpload | None = None
         self.copied: Sequence[dict[str, Any]] = ()
         self._number = 0  # of the last part
+        self._borrowed = False  # whether the caller owns some of the memory
         self._joined = bytearray()  # small pieces, before they are added to the next part
         # The next part so far: referenced memories and sealed pieces of buffers, and the unsealed piece of _buffer.
         self._memories: list[memoryview] = []
@@ -98,14 +99,13 @@ class PartWriter:
         Raises:
             Exception: the error of a part that failed before.
         """
-        size = len(view)
-        if size < _SMALL:
-            self._joined += view
-            if len(self._joined) >= _JOINED:
-                self._add_joined()
+        if len(view) >= _SMALL:
+            self._add_joined()
+            self._add(view, stable=stable, borrowed=borrowed)
             return
-        self._add_joined()
-        self._add(view, stable=stable, borrowed=borrowed)
+        self._joined += view
+        if len(self._joined) >= _JOINED:
+            self._add_joined()
 
     def write_summed(self, view: memoryview) -> int:
         """Add borrowed memory, as ``write`` does, and return its CRC-32.
@@ -133,10 +133,11 @@ class PartWriter:
 
     def _add(self, view: memoryview, *, stable: bool, borrowed: bool = False, crc64nvme: int | None = None) -> None:
         self._choose()
+        self._borrowed = self._borrowed or borrowed
         size = len(view)
-        if self.upload is None and self._filled + len(view) > self._part_size:
+        if self.upload is None and self._filled + size > self._part_size:
             self._begin()
-        at_once = not stable and len(view) >= max(_SENT_AT_ONCE, self._transfer.buffered_bytes)
+        at_once = not stable and size >= max(_SENT_AT_ONCE, self._transfer.buffered_bytes)
         while view:
             room = self._part_size - self._filled
             if room <= 0:
@@ -175,14 +176,22 @@ class PartWriter:
         """
         self._add_joined()
         if self.upload is None and not self.copied:
-            payload = self._payload()
+            payload, _ = self._payload()
             sending = put(self._call, self._transfer, payload, checked=self._checked, **conditions)
             return self._result(self._work_for(sending))
         if self._filled or not (self._number or self.copied):  # an upload has at least one part, which may be empty
             self._send_part()
         self._wait_until(lambda: not self._in_flight)
+        self._free.clear()  # the closed file may live on
         assert self.upload is not None
         return self._result(self._work_for(self.upload.complete(**conditions)))
+
+    def own(self) -> None:
+        """Send the parts in flight and copy the bytes of the next, if memory is borrowed: it may change afterwards."""
+        if self._borrowed:
+            self._wait_until(lambda: not self._in_flight)
+            self._seal()
+            self._memories = [memoryview(bytes(memory)) for memory in self._memories]
 
     def fits(self, size: int) -> bool:
         """Return whether ``write`` can take ``size`` bytes without sending a part, and so without waiting."""
@@ -210,7 +219,7 @@ class PartWriter:
         if self._creating is not None and not self._creating.done():
             # Cancelling the creation only cancels copies of parts: the upload's id is needed to abort it.
             self._creating.cancel()
-            await asyncio.wait([_ended(self._creating)], timeout=_CREATION_SECONDS)
+            await asyncio.wait([ended(self._creating)], timeout=_CREATION_SECONDS)
         if self.upload is not None:
             await self.upload.abort()
 
@@ -218,7 +227,7 @@ class PartWriter:
         """Choose the size of the first parts, once."""
         if not self._chosen:
             self._chosen = True
-            if not self.copied:  # with small parts, the same memory holds more parts in flight
+            if self._growing:  # with small parts, the same memory holds more in flight; 10,000 hold less
                 self._first_part = self._part_size = LEAST_PART
 
     # -- the part that is being filled ------------------------------------------------------------------------------
@@ -250,12 +259,14 @@ class PartWriter:
             self._memories.append(self._buffer[self._sealed : self._used])
             self._sealed = self._used
 
-    def _payload(self) -> RequestBody:
+    def _payload(self) -> tuple[RequestBody, list[memoryview]]:
+        """Return the part, and its buffers, which are reused once it is sent."""
         self._seal()
-        payload = MemoryBody(self._memories, self._known)
-        self._memories, self._known = [], {}
+        payload, lent = MemoryBody(self._memories, self._known), self._lent
+        self._memories, self._known, self._lent = [], {}, []
+        self._buffer, self._sealed, self._used = memoryview(b""), 0, 0
         self._filled = self._buffered = 0
-        return payload
+        return payload, lent
 
     # -- the parts in flight ----------------------------------------------------------------------------------------
 
@@ -275,10 +286,9 @@ class PartWriter:
             reason = f"{PARTS} parts, the most of an object, are full with {self._sent_before} bytes."
             msg = f"{reason} Write it with a block_size above {self._first_part}, or in several objects."
             raise ValueError(msg)
-        buffered, lent = self._buffered, self._lent
+        buffered = self._buffered
         self._wait_until(lambda: len(self._in_flight) < self._transfer.in_flight and self._has_room(buffered))
-        payload, self._lent = self._payload(), []
-        self._buffer, self._sealed, self._used = memoryview(b""), 0, 0  # reused once this part is sent
+        payload, lent = self._payload()
         self._sent_before += payload.length
         with self._changed:
             self._buffered_in_flight += buffered
@@ -302,7 +312,7 @@ class PartWriter:
         assert self._creating is not None
         assert self.upload is not None
         if not self._creating.done():
-            await asyncio.shield(_ended(self._creating))
+            await asyncio.shield(ended(self._creating))
         # Raising the error of the creation here would make its traceback longer with each part.
         if self._failure is None and not self._creating.cancelled():
             await self.upload.send(number, payload)
@@ -338,8 +348,3 @@ class PartWriter:
         except BaseException:
             work.end()
             raise
-
-
-def _ended(work: Work) -> asyncio.Future[Any]:
-    """Return a future that is done when the work is; it never fails, so asyncio reports no unretrieved error."""
-    return asyncio.gather(asyncio.wrap_future(work), return_exceptions=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import gc
 import os
@@ -16,6 +17,7 @@ from conftest import recorded_requests
 from proxy import Fault, FaultProxy, error_answer, fault_proxy, through
 
 from fsspec_csx.errors import AccessDeniedError, DiscardedFileWarning, ObjectExistsError, ObjectNotFoundError
+from fsspec_csx.s3 import writer
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport.call_scope import Scope, within
 from fsspec_csx.testing import LocalS3
@@ -320,6 +322,26 @@ def test_exclusive_creation(server: LocalS3, fs: CSXFileSystem, path: str) -> No
     assert left(fs, path) == (b"old", [])
     assert fs.cat_file(path + "-new") == b"new"
     assert fs.cat_file(path + "-late") == b"old"
+
+
+def test_write_without_memory(server: LocalS3, fs: CSXFileSystem, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write for which there is no memory discards the file, so that nothing is published without its bytes."""
+
+    def fail(size: int) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    async def work(own: CSXFileSystem) -> None:
+        file = await own.open_async(path, "wb")
+        await file.write(b"small")
+        with monkeypatch.context() as patched, pytest.raises(OSError, match="no memory"):
+            patched.setattr(writer, "new_buffer", fail)
+            await file.write(bytearray(2**20))
+        with pytest.raises(ValueError, match="closed"):
+            await file.write(b"more")
+        await file.close()
+
+    run(server, work)
+    assert left(fs, path) == (b"old", [])
 
 
 def test_refused_upload(server: LocalS3, fs: CSXFileSystem, path: str) -> None:

@@ -289,6 +289,19 @@ def test_transaction_committed(fs: CSXFileSystem, path: str, size: int) -> None:
     assert uploads(fs, path.split("/")[0]) == 0
 
 
+@pytest.mark.parametrize("write", ["write", "write_borrowed", "write_summed"])
+def test_memory_after_a_transaction(fs: CSXFileSystem, path: str, write: str) -> None:
+    """A file of a transaction holds what was written, whatever the caller does with its memory after closing it."""
+    for size in SIZES:
+        memory = bytearray(b"n" * size)
+        with fs.transaction:
+            with fs.open(path, "wb", block_size=BLOCK) as file:
+                file.write(b"small")
+                getattr(file, write)(memory)
+            memory[:] = b"x" * size
+        assert fs.cat_file(path) == b"small" + b"n" * size
+
+
 def test_failed_upload_is_aborted(fs: CSXFileSystem, server: LocalS3, path: str) -> None:
     """A file whose upload fails raises, keeps the old object and leaves no upload."""
     file = fs.open(path, "wb", block_size=BLOCK)

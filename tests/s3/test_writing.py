@@ -26,7 +26,7 @@ from proxy import Fault, FaultProxy, Request, error_answer, fault_proxy, through
 from thinning import thinned
 
 from fsspec_csx.errors import AccessDeniedError, ObjectChangedError, ObjectExistsError
-from fsspec_csx.s3 import server_copy
+from fsspec_csx.s3 import server_copy, writer
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.part_sizes import PARTS, part_size, part_size_for
 from fsspec_csx.s3.transport.checksum import CRC64NVME
@@ -140,18 +140,20 @@ def test_buffers(fs: CSXFileSystem, folder: str, kind: str, method: str) -> None
     assert fs.cat_file(f"{folder}/object") == TWO_PARTS
 
 
-def test_unknown_size(server: LocalS3, folder: str, proxy: FaultProxy) -> None:
+def test_unknown_size(server: LocalS3, folder: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts have the smallest size that S3 allows, whatever the pieces are; the order of the bytes is kept."""
     fs = through(proxy, server)
     pieces = [DATA[:100], DATA[100:3000], DATA[3000 : 6 * MIB], DATA[6 * MIB : 6 * MIB + 10], DATA[6 * MIB + 10 :]]
-    reused = bytearray(len(DATA))
+    reused, buffers = bytearray(len(DATA)), list[int]()
+    monkeypatch.setattr(writer, "new_buffer", lambda size: buffers.append(size) or memoryview(bytearray(size)))
     with fs.open(f"{folder}/object", "wb") as file:
         for piece in pieces:
             reused[: len(piece)] = piece
             file.write(memoryview(reused)[: len(piece)])
             assert file.tell() == sum(map(len, pieces[: pieces.index(piece) + 1]))
     assert sizes(parts(proxy)) == [5 * MIB, 5 * MIB, 5 * MIB, len(DATA) - 15 * MIB]
-    assert {len(buffer) for buffer in file._writer._free} == {5 * MIB}  # one for each part, so none holds unused memory
+    assert {*buffers} == {5 * MIB}  # one for each part, so none holds unused memory
+    assert file._writer._free == file._writer._lent == []  # a closed file holds none
     assert fs.cat_file(f"{folder}/object") == DATA
 
 
@@ -206,6 +208,16 @@ def test_append(fs: CSXFileSystem, folder: str, size: int, more: int) -> None:
     assert (head["ContentType"], head["Metadata"]) == ("text/x-log", {"of": "a run"})
 
 
+def test_append_nothing(fs: CSXFileSystem, folder: str) -> None:
+    """Mode a makes no upload for an object to which nothing is added, and none early for a small one."""
+    for size in (3, 6 * MIB, PART - 1, PART):
+        fs.pipe_file(f"{folder}/object", DATA[:size])
+        with fs.open(f"{folder}/object", "ab") as file:
+            pass
+        assert file._writer.upload is None, size
+        assert fs.cat_file(f"{folder}/object") == DATA[:size]
+
+
 def test_append_to_nothing(fs: CSXFileSystem, folder: str) -> None:
     """Mode a makes an object where there is none."""
     with fs.open(f"{folder}/object", "ab") as file:
@@ -228,16 +240,25 @@ def test_text_and_compression(fs: CSXFileSystem, folder: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["block_size", "default_block_size", "fixed_upload_size"])
-def test_part_size_is_the_block_size(server: LocalS3, folder: str, proxy: FaultProxy, way: str) -> None:
+@pytest.mark.parametrize("size", [6 * MIB, PART])
+def test_part_size_is_the_block_size(server: LocalS3, folder: str, proxy: FaultProxy, way: str, size: int) -> None:
     """The parts are of the size that was asked for, whatever the writes are; only the last is smaller."""
-    size = 6 * MIB
     options: dict[str, Any] = {"default_block_size": size} if way == "default_block_size" else {}
     fs = through(proxy, server, **options, fixed_upload_size=way == "fixed_upload_size")
     with fs.open(f"{folder}/object", "wb", **({} if options else {"block_size": size})) as file:
         file.write(DATA[: 2 * MIB + 1])
         file.write(DATA[2 * MIB + 1 :])
-    assert sizes(parts(proxy)) == [size, size, len(DATA) - 2 * size]
+    full = len(DATA) // size
+    assert sizes(parts(proxy)) == [size] * full + [len(DATA) - full * size]
     assert fs.cat_file(f"{folder}/object") == DATA
+
+
+def test_parts_that_do_not_grow(server: LocalS3, folder: str, proxy: FaultProxy) -> None:
+    """Where no part may be larger than the first, 10,000 parts of 8 MiB hold more than the smallest ones."""
+    fs = through(proxy, server, fixed_upload_size=True)
+    with fs.open(f"{folder}/object", "wb") as file:
+        file.write(DATA)
+    assert sizes(parts(proxy)) == [PART, len(DATA) - PART]
 
 
 @pytest.mark.slow

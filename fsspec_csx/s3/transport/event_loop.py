@@ -134,6 +134,11 @@ def work_for(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any
     return work
 
 
+def ended(work: Work) -> asyncio.Future[Any]:
+    """Return a future that is done when the work is; it never fails, so asyncio reports no unretrieved error."""
+    return asyncio.gather(asyncio.wrap_future(work), return_exceptions=True)
+
+
 def run_and_wait(fs: Any, call: Callable[[], Awaitable[Any]], timeout: float | None = None) -> Any:
     """Run a coroutine on the event loop of a filesystem, and return its result; Ctrl-C ends the coroutine too."""
     return Work(fs.loop, call).wait(timeout)
