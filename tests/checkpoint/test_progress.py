@@ -24,7 +24,7 @@ from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import ShardedFolder
 from fsspec_csx.formats.torch_zip.writer import TorchWriter
 from fsspec_csx.manage.convert import convert
-from fsspec_csx.storage.progress import ProgressMeter, run_in_threads
+from fsspec_csx.storage.progress import AdvanceCallback, ProgressMeter, run_in_threads
 
 
 class Noting(Callback):  # type: ignore[misc]
@@ -220,6 +220,16 @@ def test_estimate_too_high() -> None:
     meter.advance(60)
     meter.finish()
     assert noting.states[-1] == (60, 60)
+
+
+def test_bytes_that_are_fetched_again() -> None:
+    """What passes on the progress of a file counts each byte once, also if an attempt begins again."""
+    counts: list[int] = []
+    callback = AdvanceCallback(counts.append)
+    for position in (10, 25, 0, 5, 30):
+        callback.absolute_update(position)
+    callback.relative_update(7)
+    assert counts == [10, 15, 0, 0, 5, 7]
 
 
 # -- the estimate ------------------------------------------------------------------------------------------------------

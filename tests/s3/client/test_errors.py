@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import inspect
 import pickle
 import socket
@@ -52,6 +53,17 @@ def test_every_error_inherits_a_builtin(kind: type[errors.CSXError]) -> None:
     assert (back.reason, back.remedy) == ("What happened.", "What to do.")
     assert kind is errors.CSXError or any(base.__module__ == "builtins" and base not in (Exception, BaseException)
                                           and base is not object for base in kind.__mro__)  # fmt: skip
+
+
+def test_errors_have_the_numbers_of_the_system() -> None:
+    """A caller who looks at ``errno`` finds that of the builtin error, after a pickle too."""
+    numbers = {PermissionError: errno.EACCES, FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST}
+    for base, number in numbers.items():
+        kinds = [kind for kind in CLASSES if issubclass(kind, base)]
+        assert kinds
+        for kind in kinds:
+            error = kind("What happened.")
+            assert error.errno == pickle.loads(pickle.dumps(error)).errno == number, kind
 
 
 def test_tree_in_the_docstring_is_the_tree() -> None:
