@@ -66,6 +66,14 @@ def test_errors_have_the_numbers_of_the_system() -> None:
             assert error.errno == pickle.loads(pickle.dumps(error)).errno == number, kind
 
 
+def test_few_of_many() -> None:
+    """A message lists a few items and counts the others, and counts nothing if there are none."""
+    assert errors.few([]) == ""
+    assert errors.few(range(5)) == "0, 1, 2, 3, 4"
+    assert errors.few(range(6)) == "0, 1, 2, 3, 4 and 1 more"
+    assert errors.few({"a": 1, "b": 2, "c": 3}, repr, separator="; ", most=1) == "'a' and 2 more"
+
+
 def test_tree_in_the_docstring_is_the_tree() -> None:
     """The drawing at the top of errors.py names every class."""
     for kind in CLASSES:
