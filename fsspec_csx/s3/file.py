@@ -113,6 +113,7 @@ class CSXFile(ReadFile):
         """Publish what was written, or discard it if called by an ``__exit__`` that received an exception."""
         if self.mode == "rb" or self.closed:
             if isinstance(self.cache, ReadAhead):
+                self._recent_bytes = ReadFile._recent_bytes  # other threads may fill the cache again
                 self.cache.close()  # ends the requests that still fetch data for it
             super().close()
         elif self._dropped:

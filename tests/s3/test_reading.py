@@ -248,6 +248,19 @@ def test_caller_may_resize_the_memory_at_once() -> None:
     assert memory == DATA[: 9 * MIB] + b"more"
 
 
+def test_closed_while_another_thread_reads(fs: CSXFileSystem) -> None:
+    """A closed file refuses to read, whatever a read that was still running has put into its cache."""
+    file = fs.open(PATH, "rb")
+    held = file.read(10)
+    cache, before = file.cache, file.cache._recent
+    file.close()
+    cache._recent = before
+    for read in (lambda: file.read(10), lambda: file.readinto(bytearray(10))):
+        with pytest.raises(ValueError, match="closed"):
+            read()
+    assert held == DATA[:10]
+
+
 class Arriving(Future[bytes]):
     """Bytes that arrive when they are waited for."""
 
