@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
@@ -72,6 +73,7 @@ class CSXFile(ReadFile):
         self._part = kwargs.get("block_size")
         kwargs["block_size"] = self._part or PART
         self._pid = os.getpid()
+        self._turn = threading.RLock()  # for threads that write at the same time; a signal handler may write too
         fs.connect()
         if mode == "xb":
             sync(fs.loop, check_absent, fs, path)
@@ -137,7 +139,9 @@ class CSXFile(ReadFile):
         if self._finished:
             msg = f"s3://{self.path} cannot be published: it was discarded or published before. Open it again."
             raise ValueError(msg)
-        with self.discarded_on_failure():
+        if self._pid != os.getpid():
+            raise _fork_error(self.path)
+        with self._turn, self.discarded_on_failure():
             if not self._append_target or not self._append_target.found or self.loc > self._append_target.size:
                 answer = self._writer.finish(**self._conditions())
                 if self.fs.version_aware:
@@ -240,17 +244,17 @@ class CSXFile(ReadFile):
             return size  # ignore what the dropped wrapper flushes
         if self._pid != os.getpid():
             raise _fork_error(self.path)
-        result = size
-        try:
-            if summed:
-                result = self._writer.write_summed(view)
-            else:
-                self._writer.write(view, stable=stable, borrowed=borrowed)
-        except BaseException:
-            self.discard()
-            raise
-        self.loc += size
-        return result
+        with self._turn:
+            self._check_written()  # another thread may have closed it
+            try:
+                crc32 = self._writer.write_summed(view) if summed else None
+                if not summed:
+                    self._writer.write(view, stable=stable, borrowed=borrowed)
+            except BaseException:
+                self.discard()
+                raise
+            self.loc += size
+        return size if crc32 is None else crc32
 
     def writable(self) -> bool:
         """Return whether the file can be written to."""
@@ -281,7 +285,7 @@ class CSXFile(ReadFile):
         if self.autocommit:
             self.commit()
         else:  # the caller's memory may change before the transaction ends
-            with self.discarded_on_failure():
+            with self._turn, self.discarded_on_failure():
                 self._writer.own()
 
     @functools.cached_property

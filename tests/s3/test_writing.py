@@ -6,14 +6,17 @@ import array
 import base64
 import gzip
 import hashlib
+import itertools
 import mmap
 import os
+import sys
 import threading
 import time
 import tracemalloc
 import uuid
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -342,6 +345,23 @@ def test_memory_of_many_small_writes(fs: CSXFileSystem, folder: str) -> None:
     fs.pipe_file(f"{folder}/object", b"")
     assert peak_of_writing(fs.open(f"{folder}/object", "wb"), write) < 80 * MIB
     assert fs.size(f"{folder}/object") == 2500 * len(piece)
+
+
+def test_threads_share_a_file(fs: CSXFileSystem, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What several threads write to one file is in it, each write as a whole."""
+    records = [[b"%d-%06d".ljust(3000) % (thread, number) for number in range(800)] for thread in range(8)]
+    interval = sys.getswitchinterval()
+    monkeypatch.setattr(writer, "_JOINED", 5000)
+    sys.setswitchinterval(1e-6)
+    try:
+        with fs.open(f"{folder}/object", "wb") as file, ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda own: [file.write(each) for each in own], records))
+    finally:
+        sys.setswitchinterval(interval)
+    data, size = fs.cat_file(f"{folder}/object"), len(records[0][0])
+    assert sorted(data[start : start + size] for start in range(0, len(data), size)) == sorted(
+        itertools.chain(*records)
+    )
 
 
 def test_parts_are_in_flight_side_by_side(server: LocalS3, folder: str, proxy: FaultProxy) -> None:
