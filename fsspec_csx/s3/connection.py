@@ -17,7 +17,7 @@ from fsspec_csx.errors import BucketNotFoundError, DeleteError, ExpiredCredentia
 from fsspec_csx.redaction import redact_logs
 from fsspec_csx.s3.block_cache import BlockCache
 from fsspec_csx.s3.client import checksum_headers, credentials, handlers, incomplete_credentials, retries
-from fsspec_csx.s3.client.clients import Lease, close_when_unused, keep_while_read, load_certificates
+from fsspec_csx.s3.client.clients import Lease, close_when_unused, keep_while_read
 from fsspec_csx.s3.client.error_mapping import FailedRequest, code_of, explain
 from fsspec_csx.s3.client.no_redirects import BoundedHTTPSession, NoRedirectSession, forbid_redirects
 from fsspec_csx.s3.file import CSXFile, discard_all
@@ -137,8 +137,6 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
                 raise
             # Finalizers run last to first: this one before that of s3fs, which closes the connections.
             weakref.finalize(self, discard_all, self.unfinished, self.aborting, os.getpid())
-            if not self.asynchronous:  # the caller may close its own event loop before that ends
-                load_certificates(client)
             self.transfer = self._make_transfer(client, None if before is None else self.transfer)
             await self.get_s3()
         return client

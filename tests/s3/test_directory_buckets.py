@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import fsspec
 import pytest
@@ -93,13 +94,18 @@ def test_large(express: DirectoryBucket) -> None:
 
 
 def test_unfinished_uploads(express: DirectoryBucket) -> None:
-    """gc asks for the uploads of a folder, and takes those below the path alone."""
+    """The uploads of a folder are requested, and those of the path and below it are found."""
     for name, key in (("1", "run/a.mdl"), ("2", "run/ab.mdl"), ("3", "run/a/b.mdl"), ("4", "other/a.mdl")):
         express.uploads[name] = key, {}
     fs = fsspec.filesystem("s3", skip_instance_cache=True)
-    listed = manage_s3._listed(fs, BUCKET, manage_s3._prefix(BUCKET, "run/a"))
-    assert [each["UploadId"] for each in listed] == ["1", "2", "3"]
-    assert gc.leftovers(ROOT) == []
+    for key, ids in (("run/a.mdl", ["1"]), ("run/a", ["3"]), ("run", ["1", "3", "2"])):
+        assert [each.id for each in manage_s3.unfinished_uploads(fs, f"{BUCKET}/{key}")] == ids
+    found = gc.leftovers(ROOT, older_than=timedelta(0))
+    assert [each.contents.id for each in found if isinstance(each.contents, manage_s3.UnfinishedUpload)] == [
+        "1",
+        "3",
+        "2",
+    ]
 
 
 def test_is_not_created(express: DirectoryBucket) -> None:

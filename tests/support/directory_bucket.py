@@ -158,6 +158,8 @@ def directory_bucket() -> Iterator[DirectoryBucket]:
                 inner = f"<Bucket>{BUCKET}</Bucket><Key>{key}</Key><ETag>{held.objects[key][1]}</ETag>"
                 answer = f"<CompleteMultipartUploadResult {_NS}>{inner}</CompleteMultipartUploadResult>"
                 return 200, {}, answer.encode()
+            if "uploadId" in asked:
+                return 200, {}, f"<ListPartsResult {_NS}><IsTruncated>false</IsTruncated></ListPartsResult>".encode()
             if self.command == "PUT":
                 held.objects[key] = (body, held.etag())
                 return 200, {"ETag": held.objects[key][1]}, b""

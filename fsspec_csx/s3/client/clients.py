@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import threading
 import weakref
 from typing import Any
 
 from fsspec_csx.s3.transport import compat
-
-_LOADING_SECONDS = 5.0
 
 
 class Lease:
@@ -36,22 +33,6 @@ def close_when_unused(client: Any, loop: Any) -> None:
     weakref.finalize(client, _close, session, weakref.ref(loop), os.getpid()).atexit = False
 
 
-def load_certificates(client: Any) -> None:
-    """Load a client's certificates in the background, which takes 20 ms, and not in its first request."""
-
-    async def load() -> None:
-        with contextlib.suppress(Exception):  # the first request raises the error
-            await compat.make_connector(client)
-
-    def finished(task: asyncio.Task[None]) -> None:
-        _loading.pop(task, None)
-        ended.set()
-
-    task, ended = asyncio.ensure_future(load()), threading.Event()
-    _loading[task] = ended
-    task.add_done_callback(finished)
-
-
 def keep_while_read(body: Any, *used: Any) -> None:
     """Keep the client of a body alive until the body is dropped."""
     with contextlib.suppress(TypeError):  # a body that allows no weak references does not stream
@@ -74,15 +55,3 @@ def _close_soon(session: Any, loop: asyncio.AbstractEventLoop) -> None:
 
 # Keeps the tasks alive; the event loop holds only weak references to them.
 _closing: set[asyncio.Task[None]] = set()
-# Clients whose certificates are being loaded.
-_loading: dict[asyncio.Task[None], threading.Event] = {}
-
-
-def _finish_loading() -> None:
-    """Wait until no thread loads certificates: it may hold locks of OpenSSL, which a forked child would wait for."""
-    for ended in list(_loading.values()):
-        ended.wait(_LOADING_SECONDS)
-    _loading.clear()
-
-
-os.register_at_fork(before=_finish_loading)

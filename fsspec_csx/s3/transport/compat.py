@@ -29,7 +29,6 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "aiobotocore.credentials:AioContainerProvider": ("_fetcher",),
     "aiobotocore.credentials:AioInstanceMetadataProvider": ("_role_fetcher",),
     "aiobotocore.endpoint:AioEndpoint._do_get_response": ("_response_parser_factory", "create_parser"),
-    "aiobotocore.httpsession:AIOHTTPSession": ("_proxy_config",),
     "aiobotocore.httpsession:AIOHTTPSession._get_session": (),
     "aiobotocore.httpsession:AIOHTTPSession.send": ("_get_session", "request"),
     "aiobotocore.session:AioSession._create_client": ("_get_internal_component",),
@@ -66,12 +65,6 @@ check(_NAMES)
 def http_session(client: Any) -> Any:
     """Return the connections of a client."""
     return client._endpoint.http_session
-
-
-async def make_connector(client: Any) -> None:
-    """Make the aiohttp session of a client, with its certificates; otherwise its first request does."""
-    session = client._endpoint.http_session
-    await session._get_session(session._proxy_config.proxy_url_for(client.meta.endpoint_url))
 
 
 def credentials_of(client: Any) -> Any:
