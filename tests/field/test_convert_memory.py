@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,8 +33,10 @@ print(highest() - before)
 
 def most_memory(*arguments: str) -> int:
     """How many bytes more the large checkpoint took than the small one."""
-    done = subprocess.run([sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    # glibc would keep freed tensors of this size for later ones.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MIB)}
+    command = [sys.executable, "-c", CHILD, *arguments]
+    return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.mark.slow
@@ -42,12 +45,12 @@ def most_memory(*arguments: str) -> int:
     "suffix", [".mdl", pytest.param(".safetensors", marks=pytest.mark.long), pytest.param("", marks=pytest.mark.long)]
 )
 def test_memory(tmp_path: Path, suffix: str) -> None:
-    """512 MiB in tensors of 16 MiB take less than 192 MiB more than a few bytes do, from each format."""
+    """512 MiB in tensors of 16 MiB take less than 128 MiB more than a few bytes do, from each format."""
     write = save if suffix else distributed.save
     write({"w": torch.ones(2)}, f"{tmp_path}/small{suffix}")
     write({f"w{number}": torch.full((4 * MIB,), float(number)) for number in range(32)}, f"{tmp_path}/large{suffix}")
     paths = [f"{tmp_path}/small{suffix}", f"{tmp_path}/converted", f"{tmp_path}/large{suffix}"]
-    assert most_memory(*paths, "distributed") < 192 * MIB
+    assert most_memory(*paths, "distributed") < 128 * MIB
     found = distributed.whole(f"{tmp_path}/converted", keys=["w0", "w31"])
     assert found["w31"].eq(31).all()
     assert found["w0"].eq(0).all()
@@ -56,11 +59,11 @@ def test_memory(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux reports the most memory of a process")
 def test_memory_of_a_cerebras_checkpoint(environment: LocalS3, bucket: str, tmp_path: Path) -> None:
-    """400 MiB of objects take less than half of that, into a folder and into a file of each kind."""
+    """400 MiB of objects take less than a third of that, into a folder and into a file of each kind."""
     small, large = f"s3://{bucket}/small", f"s3://{bucket}/large"
     save({"w": torch.ones(2)}, small, format="cerebras")
     tensors = {f"w{number}": torch.arange(4 * MIB, dtype=torch.float32) + number for number in range(25)}
     save(tensors, large, format="cerebras")
     for format, name in (("distributed", "folder"), ("torch", "file.mdl"), ("safetensors", "file.safetensors")):
-        assert most_memory(small, f"{tmp_path}/{name}", large, format) < 200 * MIB
+        assert most_memory(small, f"{tmp_path}/{name}", large, format) < 128 * MIB
         assert torch.equal(load(f"{tmp_path}/{name}", keys=["w24"])["w24"], tensors["w24"])

@@ -117,6 +117,7 @@ class SignedRequests(Generic[R]):
                 task.cancel()
             await finish_despite_cancel(self._transfer.give_up_and_wait(self._scope.close()))
             await finish_despite_cancel(_ended(self._tasks))
+            self._tasks.clear()  # they refer to these requests, and so to their memory
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(coroutine)
