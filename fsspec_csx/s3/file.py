@@ -236,8 +236,7 @@ class CSXFile(ReadFile):
         check_open(self.path, self.closed or self.forced)
 
     def _write(self, data: Any, *, stable: bool, borrowed: bool, summed: bool = False) -> int:
-        if self.mode == "rb" or self.closed or self.forced:
-            self._check_written()
+        self._check_written()
         view = single_bytes(data)
         size = len(view)
         if self._dropped:
