@@ -28,6 +28,7 @@ Answer = tuple[int, Mapping[str, str], bytes]
 
 _PIECE = 64 * 1024
 _STALLED_SECONDS = 30.0
+_LAST_CHUNK = b"0\r\n"  # with which it begins
 # As long as a record that its head says, but sealed by nobody.
 _GARBAGE = b"\x17\x03\x03\x00\x40" + bytes(range(64))
 
@@ -42,12 +43,14 @@ class Request:
         query: what follows the question mark.
         headers: by names in lower case.
         began: when the request had come, but for its body; in seconds of ``time.monotonic``.
-        ended: when the answer had been passed on, or the connection had been broken off; 0 before that.
+        ended: when the end of the answer was passed on, or the connection was broken off; 0 before that.
         body: bytes of the request's body that were passed on, or taken.
         status: of the answer; 0 if there was none.
         answered: headers of the answer, by names in lower case.
         sent: bytes of the answer's body that were passed on.
         heard: whether the server's answer, to a request that it got once, was passed on to its end.
+
+    All this is recorded before the client gets what it is about: it may look as soon as it has that.
     """
 
     method: str
@@ -67,6 +70,19 @@ class Request:
         """The range that is asked for, as positions of the first byte and behind the last; None for all."""
         first, hyphen, last = self.headers.get("range", "").removeprefix("bytes=").partition("-")
         return (int(first), int(last) + 1) if hyphen else None
+
+    @contextmanager
+    def passed_on(self, size: int, *, end: bool, whole: bool) -> Iterator[None]:
+        """Record what is sent within the block; if that fails, it was not sent."""
+        self.sent += size
+        if end:
+            self.ended, self.heard = time.monotonic(), whole
+        try:
+            yield
+        except OSError:
+            self.sent -= size
+            self.heard = False
+            raise
 
 
 @dataclass
@@ -258,7 +274,7 @@ class FaultProxy:
                     _send(sink, piece)
             return self._answered(request, fault, client, answers) and not fault.closes
         finally:
-            request.ended = time.monotonic()
+            request.ended = request.ended or time.monotonic()
             fault.after()
 
     def _delivered(self, method: str, head: bytes, body: bytes) -> bytes:
@@ -276,6 +292,7 @@ class FaultProxy:
             request.status, report, body = fault.answer
             request.answered = {**report, "Content-Length": str(len(body))}
             body = b"" if request.method == "HEAD" else body
+            request.ended = time.monotonic()
             client.sendall(_joined(f"HTTP/1.1 {request.status} Told", list(request.answered.items())) + body)
             return True
         if fault.cut_down == 0:
@@ -292,17 +309,22 @@ class FaultProxy:
         if fault.shorten:
             changed["content-length"] = str(length)
         kept = [each for each in headers if each[0].lower() not in changed] + list(changed.items())
-        client.sendall(_joined(f"{version} {request.status} {reason}", kept))
-        if request.method != "HEAD" and int(status) not in (204, 304):
-            spoilt = _place(fault.garbage, length)
-            for piece in self._harmed(_body(answers, request.answered), fault, request.answered, up=False):
-                allowed = piece[: length - request.sent] if fault.shorten else piece
-                if spoilt is not None and request.sent + len(allowed) >= spoilt:
-                    socket.socket.sendall(client, _GARBAGE)  # past TLS, if that is spoken
-                    spoilt = None
+        chunked = "transfer-encoding" in request.answered
+        pieces = self._harmed(_body(answers, request.answered), fault, request.answered, up=False)
+        if request.method == "HEAD" or int(status) in (204, 304):
+            length, chunked, pieces = 0, False, iter(())
+        whole = not fault.twice and fault.garbage is None
+        with request.passed_on(0, end=not length and not chunked, whole=whole):
+            client.sendall(_joined(f"{version} {request.status} {reason}", kept))
+        spoilt = _place(fault.garbage, length)
+        for piece in pieces:
+            allowed = piece[: length - request.sent] if fault.shorten else piece
+            end = piece.startswith(_LAST_CHUNK) if chunked else request.sent + len(allowed) == length
+            if spoilt is not None and request.sent + len(allowed) >= spoilt:
+                socket.socket.sendall(client, _GARBAGE)  # past TLS, if that is spoken
+                spoilt = None
+            with request.passed_on(len(allowed), end=end, whole=whole):
                 client.sendall(allowed)
-                request.sent += len(allowed)
-        request.heard = not fault.twice and fault.garbage is None
         return request.answered.get("connection", "").lower() != "close"
 
     def _recorded(self, request: Request) -> Fault:
@@ -397,10 +419,10 @@ def _body(stream: BinaryIO, headers: Mapping[str, str]) -> Iterator[bytes]:
         while size := int((line := stream.readline()).split(b";")[0], 16):
             yield line
             yield from _exactly(stream, size + 2)
-        yield line
+        end = line
         while line.strip():
-            line = stream.readline()
-            yield line
+            end += (line := stream.readline())
+        yield end
         return
     yield from _exactly(stream, int(headers.get("content-length", 0)))
 
