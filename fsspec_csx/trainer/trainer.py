@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from fsspec_csx.trainer import checkpoint_root, processes, random_states, training, training_state, validation
+from fsspec_csx.trainer import checkpoint_root, processes, random_states, training, training_state
 from fsspec_csx.trainer import device as devices
 from fsspec_csx.trainer.batches import Batches
 from fsspec_csx.trainer.callback import Callback, check_hooks
@@ -281,7 +281,7 @@ class Trainer:
             self.call("on_enter_validate", stack, val_dataloader, loop)
             stack.enter_context(self.reporting("on_validate_exception"))
             self._load(ckpt_path)
-            validation.run(self, val_dataloader, loop)
+            training.validate(self, val_dataloader, loop)
         return loop.metrics
 
     def validate_all(

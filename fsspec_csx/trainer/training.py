@@ -1,4 +1,4 @@
-"""The training loop, which alternates between training steps and validations."""
+"""The training loop, which alternates between training steps and validations; the validation loop."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fsspec_csx.trainer import processes, validation
-from fsspec_csx.trainer.loop import TrainingLoop
-from fsspec_csx.trainer.model_io import to_device
+from fsspec_csx.trainer import processes, random_states
+from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop, length_of
+from fsspec_csx.trainer.model_io import as_list, to_device
 
 if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
@@ -57,7 +57,7 @@ def run(
             exits = _train_until_validation(trainer, loop, steps, terminated, sync)
             trainer.call("on_train_end", trainer.model, loop, loop_idx)
         if loop.eval_frequency:
-            validation.run_between(trainer, val_dataloader, loop.val_loop, loop_idx)
+            _validate_between(trainer, val_dataloader, loop.val_loop, loop_idx)
         loop_idx += 1
     if exits and trainer.checkpoint.steps:
         trainer.checkpoint.save_last(trainer)
@@ -80,7 +80,7 @@ def _train_until_validation(
         trainer.is_final_iteration = trainer.is_last_step or validates
         trainer.call("on_train_batch_start", trainer.model, batch, batch_idx)
         trainer.call("on_train_step_start", trainer.model, batch)
-        outputs = training_step(trainer, batch, loop.grad_accum_steps)
+        outputs = _training_step(trainer, batch, loop.grad_accum_steps)
         trainer.call("on_train_step_end", trainer.model, outputs, batch)
         losses.append(outputs["loss"].detach())
         if trainer.stepped:
@@ -112,7 +112,7 @@ def _ends(trainer: Trainer, terminated: list[int], sync: processes.PeriodicSync)
     return exits
 
 
-def training_step(trainer: Trainer, batch: Any, accumulated: int = 1) -> dict[str, Any]:
+def _training_step(trainer: Trainer, batch: Any, accumulated: int) -> dict[str, Any]:
     """Compute the gradients of a batch, one of ``accumulated``, and apply them if the batch completes a step.
 
     Returns the model's output as a dict with the key ``loss``.
@@ -141,3 +141,62 @@ def _optimizer_step(trainer: Trainer, optimizer: torch.optim.Optimizer) -> None:
         trainer.call("on_before_scheduler_step", model, optimizer, scheduler)
         scheduler.step()
         trainer.call("on_after_scheduler_step", model, optimizer, scheduler)
+
+
+def validate(trainer: Trainer, dataloader: Any, loop: ValidationLoop) -> None:
+    """Validate the trainer's model, and store the mean of each metric in ``loop.metrics``.
+
+    Raises a ValueError if the loader has no batches.
+    """
+    trainer.model.eval()
+    trainer.call("on_validate_start", trainer.model, dataloader, loop)
+    sums: dict[str, torch.Tensor] = {}
+    count = 0
+    last = min((each for each in (loop.eval_steps, length_of(dataloader)) if each is not None), default=None)
+    with torch.no_grad():
+        for batch_idx, loaded in enumerate(dataloader):
+            if batch_idx == loop.eval_steps:
+                break
+            batch = to_device(trainer.device, loaded)
+            trainer.is_first_iteration, trainer.is_final_iteration = batch_idx == 0, batch_idx + 1 == last
+            trainer.call("on_validate_batch_start", trainer.model, batch, batch_idx)
+            trainer.call("on_validate_step_start", trainer.model, batch)
+            outputs = trainer.forward(batch)
+            trainer.call("on_validate_step_end", trainer.model, outputs, batch)
+            for name, value in outputs.items():
+                if isinstance(value, torch.Tensor) and value.numel() == 1:
+                    sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach().float().mean()
+            count += 1
+            trainer.call("on_validate_batch_end", trainer.model, outputs, batch, batch_idx)
+            if trainer.early_exit.should_exit and not trainer.is_fitting:
+                break
+    if not count:
+        msg = "The data loader for validation has no batches. Check its dataset."
+        raise ValueError(msg)
+    loop.metrics = {name: processes.mean(value / count) for name, value in sums.items()}
+    trainer.log_metrics(**{f"validate/{name}": value for name, value in loop.metrics.items()})
+    trainer.call("on_validate_end", trainer.model, loop)
+    trainer.model.train()
+
+
+def _validate_between(trainer: Trainer, val_dataloader: Any, loop: ValidationLoop, loop_idx: int) -> None:
+    """Validate during a training without changing its random states; then save a checkpoint if one is due."""
+    with _isolated(trainer):
+        for loader in as_list(val_dataloader):
+            with contextlib.ExitStack() as stack:
+                trainer.call("on_enter_validate", stack, loader, loop)
+                stack.enter_context(trainer.reporting("on_validate_exception"))
+                validate(trainer, loader, loop)
+        trainer.call("run_validation", loop_idx, trainer.is_last_step)
+    trainer.checkpoint.save_if_due(trainer)
+
+
+@contextlib.contextmanager
+def _isolated(trainer: Trainer) -> Iterator[None]:
+    assert trainer.batches is not None
+    before, objects = random_states.capture(), trainer.batches.objects.capture()
+    try:
+        yield
+    finally:
+        random_states.restore(before)
+        trainer.batches.objects.restore(objects)
