@@ -21,7 +21,7 @@ from fsspec_csx.checkpoint.api import inspect, load
 from fsspec_csx.errors import ConfigError, InvalidCheckpointError
 from fsspec_csx.formats.safetensors import reader as safetensors_reader
 from fsspec_csx.formats.safetensors import writer as safetensors_writer
-from fsspec_csx.trainer.config import document, yaml_file
+from fsspec_csx.trainer.config import document
 
 # -- safetensors -------------------------------------------------------------------------------------------------------
 
@@ -219,8 +219,9 @@ MERGED = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 
 YAML = {
     "aliases": (GROWING, "more than"),
     "merged": (MERGED, "more than"),
-    "holding itself": ("a: &a [*a]", "holds it"),
-    "merged with itself": ("a: &a {<<: *a}", "holds it"),
+    "holding itself": ("a: &a [*a]", "deeper"),
+    "long, holding itself": (f"a: &a [{'1,' * 200_000}*a]", "more than"),
+    "merged with itself": ("a: &a {<<: *a}", "deeper"),
     "deep": ("[" * 5000, "deeper"),
     "deep in blocks": ("".join(f"{' ' * n}a:\n" for n in range(1000)), "deeper"),
     "many": ("[" + "1," * 31_000 + "]", "more than"),
@@ -263,7 +264,7 @@ def _read_any(folder: Path, text: str) -> None:
     path = folder / "x.yaml"
     path.write_text(text)
     with contextlib.suppress(ConfigError):
-        yaml_file.read(str(path))
+        document.read_yaml(str(path))
 
 
 @few

@@ -32,7 +32,7 @@ from fsspec_csx.trainer import (
     TrainingLoop,
     ValidationLoop,
 )
-from fsspec_csx.trainer.config import yaml_file
+from fsspec_csx.trainer.config import document
 from fsspec_csx.trainer.config.arguments import check, display
 from fsspec_csx.trainer.config.document import read
 from fsspec_csx.trainer.config.training import Config
@@ -630,7 +630,7 @@ def test_values(tmp_path: Path) -> None:
         ("'1e-3'", "1e-3"),
     ):
         (tmp_path / "x.yaml").write_text(text)
-        found = yaml_file.read(str(tmp_path / "x.yaml"))
+        found = document.read_yaml(str(tmp_path / "x.yaml"))
         assert found == expected
         assert type(found) is type(expected)
 
@@ -649,7 +649,7 @@ def test_no_yaml(tmp_path: Path) -> None:
         path = tmp_path / "x.yaml"
         path.write_bytes(content)
         with pytest.raises(ConfigError) as refused:
-            yaml_file.read(str(path))
+            document.read_yaml(str(path))
         assert refused.value.reason.startswith(str(path))
         assert cause in refused.value.reason
 
@@ -666,7 +666,7 @@ def test_no_file(environment: LocalS3, bucket: str, tmp_path: Path) -> None:
 
 def test_without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without PyYAML or pydantic the error says what to install."""
-    for package, name, module in (("yaml", "PyYAML", yaml_file.__name__), ("pydantic", "pydantic", check.__module__)):
+    for package, name, module in (("yaml", "PyYAML", document.__name__), ("pydantic", "pydantic", check.__module__)):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
             patch.delitem(sys.modules, module)

@@ -1,18 +1,34 @@
-"""A YAML file of one training, or of several that run in sequence."""
+"""A YAML file of one training, or of several that run in sequence: https://yaml.org/spec/1.1/"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fsspec_csx.errors import ConfigError
 from fsspec_csx.redaction import register_secrets
+from fsspec_csx.storage.files import resolve_path
 from fsspec_csx.storage.paths import redacted
-from fsspec_csx.trainer.config import yaml_file
 from fsspec_csx.trainer.config.arguments import display
 from fsspec_csx.trainer.config.training import Config
 
+try:
+    import yaml
+except ImportError as error:
+    msg = "The package PyYAML is not installed. Install fsspec-csx[trainer]."
+    raise ImportError(msg) from error
+
 _LEGACY = ("runconfig", "train_input", "eval_input")
+# YAML 1.1 reads 1e-3 as a string, but learning rates often have this form.
+_FLOAT = re.compile(r"[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$")
+# Far more than any configuration needs; repetitions by aliases count each time.
+_LARGEST = 2**20  # bytes
+_DEPTH = 100
+_NODES = 30_000
+_DIGITS = 100
+# PyYAML's messages quote values that begin like an alias, an anchor or a tag; they may be secrets.
+_FROM_FILE = re.compile(r"(alias|anchor|tag|handle) '[^']*'")
 
 
 def read(path: str, words: Iterable[str] = (), **changes: Any) -> list[Config]:
@@ -21,7 +37,7 @@ def read(path: str, words: Iterable[str] = (), **changes: Any) -> list[Config]:
     The words ``key=value`` replace values of each training: ``init.loop.max_steps=10``. A number in a key is a list
     index. The value is YAML. For other changes see ``Config``. Raises a ConfigError for an invalid file.
     """
-    content = yaml_file.read(path)
+    content = read_yaml(path)
     register_secrets(content)
     if isinstance(content, Mapping) and "trainer" not in content and any(key in content for key in _LEGACY):
         raise ConfigError(
@@ -43,7 +59,7 @@ def _with(content: Any, words: Iterable[str]) -> Any:
     for word in words:
         key, _, text = word.partition("=")
         names = [name for name in key.split(".") if name]
-        _set(made, names if names[:1] == ["trainer"] else ["trainer", *names], yaml_file.parse(text, f"-o {key}"), key)
+        _set(made, names if names[:1] == ["trainer"] else ["trainer", *names], _parse(text, f"-o {key}"), key)
     return made
 
 
@@ -72,3 +88,74 @@ def _set(node: Any, names: list[str], value: Any, key: str) -> None:
         raise ConfigError(
             f"-o {key}: there is no {first!r} in {display(node, key)}.", "Check the key against the file."
         )
+
+
+# -- YAML --------------------------------------------------------------------------------------------------------------
+
+
+def read_yaml(path: str) -> Any:
+    """Read a YAML file of plain values.
+
+    Raises a ConfigError if it is not YAML, has a tag for an object or a duplicate key, or is too large.
+    """
+    fs, inner = resolve_path(path, path, None)
+    with open(inner, "rb") if fs is None else fs.open(inner, "rb") as file:
+        content: bytes = file.read(_LARGEST + 1)
+    name = redacted(path)
+    if len(content) > _LARGEST:
+        raise ConfigError(f"{name} has more than {_LARGEST} bytes.", "Check that it is the YAML of a training.")
+    return _parse(content, name)
+
+
+def _parse(content: bytes | str, name: str) -> Any:
+    try:
+        return yaml.load(content, _Loader)
+    except RecursionError:
+        raise ConfigError(f"{name} is nested deeper than {_DEPTH}.", "Check that it is the YAML of a training.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__
+        problem = _FROM_FILE.sub(r"\1", problem)
+        # PyYAML's own message quotes the line, which may hold a secret.
+        raise ConfigError(f"{name}{place}: {problem}.", "Correct the YAML there.") from None
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Refuses duplicate keys and unbounded growth, and reads all forms of numbers."""
+
+    def get_single_node(self) -> Any:
+        root = super().get_single_node()
+        waiting = [] if root is None else [(root, 1)]
+        count = 0
+        while waiting:
+            node, depth = waiting.pop()
+            count += 1
+            if count + len(waiting) > _NODES or depth > _DEPTH:
+                what = f"it has more than {_NODES} values, or is nested deeper than {_DEPTH}, counting aliases"
+                raise yaml.composer.ComposerError(None, None, what, node.start_mark)
+            for each in () if isinstance(node, yaml.ScalarNode) else node.value:
+                inner = each if isinstance(each, tuple) else (each,)  # in a mapping, a key and its value
+                waiting += [(part, depth + 1) for part in inner]
+        return root
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _DIGITS:
+                raise ValueError
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, OverflowError) as error:
+            what = f"the value is not a valid {node.tag.rpartition(':')[2]}"  # the value may be a secret
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from error
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        known: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.value in known:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} occurs twice", key.start_mark)
+            known |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        made: dict[Any, Any] = super().construct_mapping(node, deep)
+        return made
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
