@@ -111,7 +111,7 @@ def _parse(content: bytes | str, name: str) -> Any:
     try:
         return yaml.load(content, _Loader)
     except RecursionError:
-        raise ConfigError(f"{name} is nested deeper than {_DEPTH}.", "Check that it is the YAML of a training.") from None
+        raise ConfigError(f"{name} is nested deeper than {_DEPTH}.", "Check its brackets and indentation.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""

@@ -45,7 +45,6 @@ def import_name(name: str, home: ModuleType | None = None) -> Any:
 
 
 def is_import_path(name: str) -> bool:
-    """Return whether a name includes a module."""
     return "." in name or ":" in name
 
 

@@ -14,7 +14,7 @@ from fsspec_csx.errors import ConfigError
 from fsspec_csx.settings import backends
 from fsspec_csx.trainer.callback import Callback
 from fsspec_csx.trainer.checkpointing import Checkpoint
-from fsspec_csx.trainer.config import modelzoo, short_names
+from fsspec_csx.trainer.config import modelzoo
 from fsspec_csx.trainer.config.blueprint import Blueprint, named
 from fsspec_csx.trainer.flags import Flags
 from fsspec_csx.trainer.loggers import Logger, Logging
@@ -37,8 +37,8 @@ class Part:
 
 INIT = {
     "model": Part(torch.nn.Module, reader=modelzoo.model),
-    "optimizer": Part(torch.optim.Optimizer, reader=short_names.optimizer),
-    "schedulers": Part(object, several=True, reader=short_names.scheduler),
+    "optimizer": Part(torch.optim.Optimizer, reader=modelzoo.optimizer),
+    "schedulers": Part(object, several=True, reader=modelzoo.scheduler),
     "precision": Part(Precision, default=MixedPrecision),
     "loop": Part((TrainingLoop, ValidationLoop), default=TrainingLoop),
     "checkpoint": Part(Checkpoint, default=Checkpoint),
