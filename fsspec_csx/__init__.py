@@ -6,10 +6,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from fsspec_csx.checkpoint.api import inspect, load, save
+from fsspec_csx.checkpoint.api import inspect, load, save, stream
 from fsspec_csx.checkpoint.async_save import async_save, release_buffers
 from fsspec_csx.checkpoint.save_future import SaveFuture
-from fsspec_csx.checkpoint.stream import stream
 from fsspec_csx.manage.copy import copy, move
 from fsspec_csx.settings import backends
 

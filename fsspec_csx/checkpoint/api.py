@@ -1,11 +1,11 @@
-"""``save``, ``load`` and ``inspect`` for checkpoints at any fsspec path."""
+"""``save``, ``load``, ``stream`` and ``inspect`` for checkpoints at any fsspec path."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fsspec.callbacks import Callback, NoOpCallback
@@ -17,12 +17,11 @@ from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
 
 if TYPE_CHECKING:
+    import torch
     from torch.distributed import ProcessGroup
     from torch.serialization import MAP_LOCATION
 
     from fsspec_csx.formats.checkpoint_info import CheckpointInfo
-    from fsspec_csx.formats.writer import CheckpointWriter
-    from fsspec_csx.group.processes import Processes
 
 
 def save(
@@ -80,34 +79,22 @@ def save(
     from fsspec_csx.formats import registry  # imports torch
 
     fs, inner = resolve_path(path, text, storage_options)
-    with (
-        report_progress(callback, text) as progress,
-        _local_first(text, local, keep_local, format, storage_options) as wrap_writer,
-    ):
-        saving = wrap_writer(registry.writer(obj, text, format, max_shard_size=max_shard_size))
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(report_progress(callback, text))
+        if local is not None:
+            from fsspec_csx.checkpoint.local_writers import LocalFirst, open_tier  # imports awscrt
+
+            tier, name = open_tier(text, local, keep_local, format, storage_options)
+        saving = registry.writer(obj, text, format, max_shard_size=max_shard_size)
+        if local is not None:
+            future = SaveFuture(SaveProgress(NoOpCallback(), 0), local=True)  # other threads wait for this save
+            future.waiting_thread = threading.get_ident()
+            stack.callback(future.end, None, text)
+            saving = LocalFirst(tier, name, saving, future)
         meter = ProgressMeter(progress, saving.nbytes, estimated=True)
         saving.save(Target(fs, inner, redacted(text)), advance=meter.advance)
         saving.free()  # until the file is closed, it may use the memory
         meter.finish()
-
-
-@contextlib.contextmanager
-def _local_first(
-    text: str, local: str | os.PathLike[str] | None, *options: Any
-) -> Iterator[Callable[[CheckpointWriter], CheckpointWriter]]:
-    """Yield a function that makes a writer save to the local disk first; without ``local`` it changes nothing."""
-    if local is None:
-        yield lambda writer: writer
-        return
-    from fsspec_csx.checkpoint.local_writers import LocalFirst, open_tier  # imports awscrt
-
-    tier, name = open_tier(text, local, *options)
-    future = SaveFuture(SaveProgress(NoOpCallback(), 0), local=True)  # other threads wait for this save
-    future.waiting_thread = threading.get_ident()
-    try:
-        yield lambda writer: LocalFirst(tier, name, writer, future)
-    finally:
-        future.end(None, text)
 
 
 def load(
@@ -191,7 +178,11 @@ def load(
                     found, keys=keys, into=into, map_location=map_location, weights_only=weights_only, callback=callback
                 )
     with contextlib.ExitStack() as stack:
-        processes = None if group is None else stack.enter_context(_together(group))
+        processes = None
+        if group is not None:
+            from fsspec_csx.group.processes import together  # imports torch
+
+            processes = stack.enter_context(together(group))
         text = checkpoint_path(path)
         from fsspec_csx.formats import opening, reader  # these import torch
 
@@ -213,19 +204,65 @@ def load(
     return loaded
 
 
-def _together(group: ProcessGroup) -> contextlib.AbstractContextManager[Processes]:
-    from fsspec_csx.group.processes import together  # imports torch
-
-    return together(group)
-
-
 def _part(keys: Iterable[str] | Callable[[str], bool] | None) -> str:
-    """Describe ``keys`` in a few words."""
     from fsspec_csx.tensors.names import shown  # imports torch
 
     if keys is None:
         return "all"
     return "a chosen part" if callable(keys) else shown(sorted(set(keys), key=str))
+
+
+def stream(
+    path: str | os.PathLike[str],
+    keys: Iterable[str] | Callable[[str], bool] | None = None,
+    device: torch.device | str | None = None,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Read the tensors of a checkpoint one after the other, for example to fill a model module by module.
+
+    The next tensors are read while the caller works on one. Besides what the caller keeps, about 256 MiB are in memory,
+    or a few larger tensors. Tensors that share memory stay until the last of them was yielded. Files that ``load``
+    reads completely (torch before 1.6, compressed, with sparse or quantized tensors) are in memory as a whole.
+
+    Leaving the loop early ends the reading ahead, and closes the file.
+
+    Args:
+        path: a checkpoint of any format, see ``load``.
+        keys: see ``load``. Names also determine the order of the tensors; by default it is that of the checkpoint.
+        device: where the tensors go; by default the CPU. Copies to a GPU go through pinned memory, on a separate
+            stream, and overlap with the reading.
+        storage_options: arguments for the filesystem, such as ``{"profile": "my-profile"}``.
+
+    Returns:
+        An iterator of tensors with their dotted names, as in ``inspect``. Other values are left out, and parameters
+        become plain tensors.
+
+    Raises:
+        CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
+        InvalidCheckpointError: a ValueError, if the file is empty, truncated, damaged, or of another format. The
+            iterator raises it if the checksum of a tensor, which it names, is wrong.
+        MissingEntryError: a KeyError, if the checkpoint has no entry with a name in ``keys``; no tensor is read then.
+        OSError: any error of the filesystem, unchanged, such as FileNotFoundError.
+    """
+    tensors = _tensors(path, keys, device, storage_options)
+    next(tensors)  # opens the checkpoint
+    return tensors
+
+
+def _tensors(
+    path: str | os.PathLike[str],
+    keys: Iterable[str] | Callable[[str], bool] | None,
+    device: torch.device | str | None,
+    storage_options: Mapping[str, Any] | None,
+) -> Generator[Any, None, None]:
+    """Yield None when the checkpoint is open, and then the names and tensors."""
+    from fsspec_csx.formats import opening, tensor_iterator  # only here, as these import torch
+
+    with opening.checkpoint(path, storage_options) as (source, name):
+        tensors = tensor_iterator.TensorIterator(source, name=name, keys=keys, device=device)
+        yield None
+        yield from tensors
 
 
 def inspect(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> CheckpointInfo:

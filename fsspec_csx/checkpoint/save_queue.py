@@ -9,8 +9,7 @@ import threading
 import traceback
 from dataclasses import dataclass
 
-from fsspec_csx.checkpoint.exit_status import note_failure
-from fsspec_csx.checkpoint.save_future import SaveFuture, SaveProgress, log_unretrieved
+from fsspec_csx.checkpoint.save_future import SaveFuture, SaveProgress, log_unretrieved, note_failure
 from fsspec_csx.formats.writer import CheckpointWriter, Target
 from fsspec_csx.storage.progress import ProgressMeter
 
@@ -43,7 +42,11 @@ class Save:
         """Save, free the copy, and end the future in any case."""
         if not self.future.set_running_or_notify_cancel():
             return
-        error = self._failure()
+        error: BaseException | None = None
+        try:
+            self._write(self.future.progress)
+        except BaseException as raised:
+            error = raised
         self.saving.free()
         _free_frames(error)
         try:
@@ -51,13 +54,6 @@ class Save:
         except BaseException:  # from a done callback: other saves continue
             logger.exception("A callback of the save to %s failed", self.target.name)
         del self, error  # break the cycle through the error's traceback
-
-    def _failure(self) -> BaseException | None:
-        try:
-            self._write(self.future.progress)
-        except BaseException as error:
-            return error
-        return None
 
     def _write(self, progress: SaveProgress) -> None:
         meter = ProgressMeter(progress, self.saving.nbytes, estimated=True)
@@ -72,11 +68,6 @@ class Save:
 
         self.saving.save(self.target, advance=advance, commit=commit)
         meter.finish()
-
-
-def _report_interrupted(save: Save) -> None:
-    note_failure()
-    logger.error("%s was not saved: interrupted", save.target.name)
 
 
 def _free_frames(error: BaseException | None) -> None:
@@ -140,7 +131,8 @@ class _Saves:
         except KeyboardInterrupt:
             for save in [*self._waiting, *self._running]:
                 if save.future.cancel():
-                    _report_interrupted(save)
+                    note_failure()
+                    logger.error("%s was not saved: interrupted", save.target.name)
             self._close()
         log_unretrieved()
 

@@ -31,7 +31,7 @@ from fsspec.callbacks import Callback
 from stores import uploads
 
 from fsspec_csx import backends
-from fsspec_csx.checkpoint import exit_status, save_queue
+from fsspec_csx.checkpoint import save_future, save_queue
 from fsspec_csx.checkpoint.api import load, save
 from fsspec_csx.checkpoint.async_save import async_save
 from fsspec_csx.checkpoint.save_future import SaveFuture
@@ -81,7 +81,7 @@ def nothing_left() -> Iterator[None]:
     """No save of a test reaches into the next, or into the exit status of all."""
     yield
     wait_for_all()
-    exit_status._reset()
+    save_future._reset()
 
 
 def state(value: float) -> dict[str, Any]:
