@@ -52,7 +52,6 @@ class LocalRecord:
         return None
 
     def write(self, path: str) -> None:
-        """Write the record of the checkpoint at a path."""
         with atomic_write(None, path + SUFFIX) as file:
             file.write(json.dumps(asdict(self)).encode())
 
@@ -74,7 +73,6 @@ class SummedFile:
         self.size = 0
 
     def write(self, data: Any) -> int:
-        """Write all of a buffer."""
         memory = memoryview(data).cast("B")
         self._crc = CRC64NVME.compute(memory, self._crc)
         self.size += len(memory)
@@ -86,12 +84,10 @@ class SummedFile:
 
     @property
     def checksum(self) -> str:
-        """The checksum as S3 writes it."""
         return CRC64NVME.encoded(self._crc)
 
 
 def chunks(file: Any) -> Iterator[bytes]:
-    """Yield the bytes of a file in chunks."""
     while chunk := file.read(_CHUNK):
         yield chunk
 

@@ -60,7 +60,6 @@ class LocalTier:
     # -- contents ---------------------------------------------------------------------------------------------------
 
     def path_of(self, name: str) -> str:
-        """Return the path of a checkpoint on the local disk."""
         return os.path.join(self.folder, name)
 
     def pending(self) -> list[str]:
@@ -213,7 +212,6 @@ class LocalTier:
                 os.unlink(path + SUFFIX)
 
     def delete(self, name: str) -> None:
-        """Delete a local checkpoint, if it exists."""
         for path in (self.path_of(name), self.path_of(name) + SUFFIX):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 os.unlink(path)
@@ -283,5 +281,4 @@ def _lock(path: str) -> None:
 
 
 def name_of(path: str) -> str:
-    """Return the name of a checkpoint, the last part of its path."""
     return path.rpartition("/")[2]

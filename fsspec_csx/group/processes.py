@@ -20,8 +20,6 @@ _ALONE = 2**20
 
 @dataclass(frozen=True)
 class _Failure:
-    """The answer of a process that has failed."""
-
     error: Exception
 
 

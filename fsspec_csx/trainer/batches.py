@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from fsspec_csx.trainer import random_states
@@ -11,7 +12,6 @@ from fsspec_csx.trainer.loop import length_of
 from fsspec_csx.trainer.state_validation import to_count
 
 _MOST = 2**40  # batches, more than any training has
-_END = object()
 
 
 class Batches:
@@ -86,10 +86,9 @@ class Batches:
 
     def _restore(self, states: dict[str, Any]) -> None:
         random_states.restore(states)
-        self.objects.restore(states.get("objects", {}))
+        self.objects.restore(states["objects"])
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the data."""
         state: dict[str, Any] = {"epoch": self.epoch, "index": self.index, "processes": self._processes}
         with self._random.active():
             if self._stateful:
@@ -118,12 +117,10 @@ class Batches:
                 self._draw_again(state, index * processes // self._processes)
 
     def _resume_loader(self, state: dict[str, Any], index: int) -> None:
-        if "start" in state:  # a sampler without a state must draw its order again
-            self._restore(state["start"])
+        self._restore(state["start"])  # a sampler without a state must draw its order again
         self._loader.load_state_dict(state["loader"])
         self._begin()
-        if "now" in state:
-            self._restore(state["now"])
+        self._restore(state["now"])
         self.index = index
 
     def _draw_again(self, state: dict[str, Any], count: int) -> None:
@@ -132,12 +129,6 @@ class Batches:
             self._restore(state["first"])
             self._workers.second = self.epoch
             self._new_iterator(0)
-        if count or "start" in state:
-            self._restore(state["start"])
-        if not count:
-            return
-        iterator = self._begin()
-        for _ in range(count):
-            if next(iterator, _END) is _END:
-                break
-            self.index += 1
+        self._restore(state["start"])
+        if count:
+            self.index = sum(1 for _ in islice(self._begin(), count))

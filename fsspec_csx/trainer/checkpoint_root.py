@@ -41,9 +41,12 @@ class CheckpointNames:
         match = self._pattern.fullmatch(name)
         return (int(match["step"]), match["time"] or "", name) if match else (-1, "", name)
 
+    def in_order(self, names: Iterable[str]) -> list[tuple[int, str, str]]:
+        """Return the sort keys of the names of checkpoints, the newest last; other names are left out."""
+        return sorted(key for key in map(self.order, names) if key[0] >= 0)
+
 
 def join(root: str, name: str) -> str:
-    """Return the path of a file in a folder."""
     return Directory(root).path_of(name)
 
 

@@ -87,7 +87,7 @@ class Checkpoint(Callback):
         if self.local_dir is not None and (self.format or self.sharded):
             raise ValueError(_ONE_FILE)
         self.sharded = False if self.format else self.sharded
-        self.local = None if self.local_dir is None else LocalDisk(self.local_dir, self.keep_local)
+        self.local = None if self.local_dir is None else LocalDisk(self.local_dir, self.keep_local, self._names)
         self.saves = PendingSaves(self.local)
         self.root = ""
         self.resumed_from: str | None = None
@@ -230,7 +230,7 @@ class Checkpoint(Callback):
         Raises a CheckpointError if it does not fit the model, or if all are damaged and one was complete.
         """
         if self.local is not None and processes.is_first():
-            self.local.warn_if_alone(self._names.order)
+            self.local.warn_if_alone()
         self._upload_first(trainer)
         paths = processes.broadcast([*reversed(self.get_all_checkpoints(self.root))] if processes.is_first() else [])
         for path in paths:
@@ -274,8 +274,8 @@ class Checkpoint(Callback):
     def get_all_checkpoints(self, ckpt_dir: str) -> list[str]:
         """Return the paths in a folder that match ``checkpoint_name``, by step and time, the newest last."""
         own = self.local.tier.pending() if self.local is not None and ckpt_dir == self.root else []
-        found = sorted(map(self._names.order, {*checkpoint_root.list_names(ckpt_dir), *own}))
-        return [checkpoint_root.join(ckpt_dir, name) for step, _, name in found if step >= 0]
+        found = self._names.in_order({*checkpoint_root.list_names(ckpt_dir), *own})
+        return [checkpoint_root.join(ckpt_dir, name) for _, _, name in found]
 
     def _find(self, path: str) -> str:
         """Return the path to read a checkpoint from: the local copy, if it is good."""
@@ -296,7 +296,7 @@ class Checkpoint(Callback):
     def _upload_left(self, *, is_new_run: bool = False) -> None:
         """Upload what earlier processes left on the local disk, see ``LocalDisk.upload_left``."""
         if self.local is not None and processes.is_first():
-            for path, upload in self.local.upload_left(self._names.order, is_new_run=is_new_run):
+            for path, upload in self.local.upload_left(is_new_run=is_new_run):
                 self.saves.add(path, upload)
 
     def step_of(self, path: str) -> int:

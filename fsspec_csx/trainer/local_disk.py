@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -16,10 +16,9 @@ from fsspec_csx.checkpoint.local_writers import upload_left
 from fsspec_csx.checkpoint.save_future import SaveFuture
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.trainer import checkpoint_root
+from fsspec_csx.trainer.checkpoint_root import CheckpointNames
 
 logger = logging.getLogger("fsspec_csx")
-
-_Order = Callable[[str], tuple[int, str, str]]
 
 
 class LocalDisk:
@@ -28,9 +27,10 @@ class LocalDisk:
     Raises a ValueError for an invalid folder or number.
     """
 
-    def __init__(self, folder: str, keep: int) -> None:
+    def __init__(self, folder: str, keep: int, names: CheckpointNames) -> None:
         check_local(folder, keep)
         self.root = ""
+        self._names = names
         self._folder = os.path.abspath(folder)  # the program may change its working directory
         self._keep = keep
 
@@ -53,7 +53,6 @@ class LocalDisk:
             return path
 
     def upload(self, path: str) -> SaveFuture:
-        """Upload a local copy in the background."""
         return upload_left(path, self._folder)
 
     def state(self, path: str) -> str:
@@ -69,34 +68,34 @@ class LocalDisk:
         msg += "run with this local_dir resumes from it and uploads it, unless there is a newer one."
         return OSError(getattr(error, "errno", None) or errno.EIO, redacted(msg))
 
-    def warn_if_alone(self, order: _Order) -> None:
+    def warn_if_alone(self) -> None:
         """Warn if the disk has checkpoints that were not uploaded, and the root has none."""
-        if (pending := self.tier.pending()) and not self._at_root(order):
+        if (pending := self.tier.pending()) and not self._at_root():
             logger.warning(
                 "%s has no checkpoints, and %s is only in %s: an earlier run did not upload it. It is resumed from. To "
                 "start a new training, use ckpt_path=None, or delete that folder.",
                 *(redacted(self.root), pending[-1], self.tier.folder),
             )
 
-    def upload_left(self, order: _Order, *, is_new_run: bool = False) -> Iterator[tuple[str, SaveFuture]]:
+    def upload_left(self, *, is_new_run: bool = False) -> Iterator[tuple[str, SaveFuture]]:
         """Upload in the background the checkpoints of earlier processes that are newer than the root's, in order.
 
         ``is_new_run`` says that this run neither loaded nor saved a checkpoint of the root. Then, if the root has none,
         nothing is uploaded, as the next run would resume from it.
         """
         left = self.tier.pending_from_earlier(again=True)
-        at_root = self._at_root(order) if left else []
-        newest = max(at_root, default=(0, "", ""))
+        at_root = self._at_root() if left else []
+        newest = at_root[-1] if at_root else (0, "", "")
         for name in left:
             if is_new_run and not at_root:
                 self.tier.never_upload(name)
                 reason = "this is a new training, and may replace or delete it. Copy it to keep it"
                 logger.warning("%s, which an earlier run left, is not uploaded: %s.", self.tier.path_of(name), reason)
-            elif order(name) > newest:
+            elif self._names.order(name) > newest:
                 path = checkpoint_root.join(self.root, name)
                 yield path, self.upload(path)
             else:
                 self.tier.ended[name] = False
 
-    def _at_root(self, order: _Order) -> list[tuple[int, str, str]]:
-        return [found for found in map(order, checkpoint_root.list_names(self.root)) if found[0] >= 0]
+    def _at_root(self) -> list[tuple[int, str, str]]:
+        return self._names.in_order(checkpoint_root.list_names(self.root))

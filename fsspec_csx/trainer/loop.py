@@ -107,7 +107,6 @@ class TrainingLoop(Callback):
 
 
 def length_of(dataloader: Any) -> int | None:
-    """Return the number of batches in a data loader; None if unknown."""
     try:
         return len(dataloader) if isinstance(dataloader, Sized) else None
     except TypeError:  # an iterable dataset has no length

@@ -11,7 +11,6 @@ from fsspec_csx.tensors.torch_compat import tree_map
 
 
 def to_device(device: torch.device, batch: Any) -> Any:
-    """Move the tensors of a batch to a device."""
     return tree_map(
         lambda value: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value, batch
     )

@@ -147,7 +147,6 @@ def _position(step: int, values: list[float | None], total_iters: int | None, ne
 
 
 def _scheduler_parts(scheduler: schedulers.Scheduler, step: int) -> dict[str, Any]:
-    """Return the states of the schedulers in a composite one."""
     if isinstance(scheduler, schedulers.ScalePerParamLR):
         scales = [group.get("adjust_learning_rate", 1.0) for group in scheduler.optimizer.param_groups]
         inner = _scheduler_state(scheduler.scheduler, step, nested=True)

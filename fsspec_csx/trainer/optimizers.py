@@ -246,7 +246,6 @@ class NAdam(_Own):
 
 
 def _averages(state: Any, gradient: torch.Tensor, betas: _Betas) -> tuple[torch.Tensor, torch.Tensor]:
-    """Update and return the running means of the gradient and of its square."""
     if "exp_avg" not in state:
         state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
     mean, square, (first, second) = state["exp_avg"], state["exp_avg_sq"], betas

@@ -45,7 +45,6 @@ def param_groups(
 
 
 def _by_tags(trained: _Named, wanted: Sequence[Mapping[str, Any]]) -> list[tuple[dict[str, Any], _Named]]:
-    """Group the parameters that have the same tags."""
     tags: dict[str, list[str]] = {name: [] for name, _ in trained}
     for each in wanted:
         patterns = [each["params"]] if isinstance(each["params"], str) else each["params"]

@@ -33,7 +33,6 @@ def _leave() -> None:
 
 
 def count() -> int:
-    """Return the number of processes that train together."""
     return dist.get_world_size() if _joined() else 1
 
 
@@ -115,7 +114,6 @@ class PeriodicSync:
 
 
 def mean(value: torch.Tensor) -> float:
-    """Return the mean of a number over all processes."""
     if count() > 1:
         value = value.detach().clone()
         dist.all_reduce(value)
@@ -141,19 +139,16 @@ def no_sync(model: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    """Return the model without DistributedDataParallel."""
     from torch.nn.parallel import DistributedDataParallel
 
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def is_sharded(value: Any) -> bool:
-    """Return whether a value is a DTensor."""
     return isinstance(value, torch.Tensor) and hasattr(value, "full_tensor")
 
 
 def has_shards(model: torch.nn.Module) -> bool:
-    """Return whether a model is sharded over several processes."""
     return any(is_sharded(each) and cast("Any", each).device_mesh.size() > 1 for each in model.parameters())
 
 
@@ -170,7 +165,6 @@ def gather_shards(state: Any) -> Any:
 
 
 def shard_like(value: Any, like: Any) -> Any:
-    """Shard a tensor in the same way as another one."""
     if not is_sharded(like) or not isinstance(value, torch.Tensor) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor

@@ -18,7 +18,6 @@ _States = tuple[Any, torch.Tensor, Any]
 
 
 def seed(number: int) -> None:
-    """Seed all generators."""
     torch.manual_seed(number)
     random.seed(number)
     if numpy := sys.modules.get("numpy"):

@@ -264,7 +264,6 @@ class OneCycleLR(Scheduler):
 
 
 def _linear(first: float, last: float, share: float) -> float:
-    """Interpolate linearly between two values."""
     return first + (last - first) * share
 
 

@@ -87,7 +87,6 @@ def difference(own: Any, found: Any, name: str) -> str | None:
 
 
 def _is_alike(own: int | float | torch.Tensor, found: Any) -> bool:
-    """Return whether a number, or a tensor of numbers, can replace another."""
     if isinstance(own, torch.Tensor) and own.numel() != 1:
         return isinstance(found, torch.Tensor) and own.shape == found.shape
     number, other = _number(own), _number(found)

@@ -33,11 +33,7 @@ from fsspec_csx.trainer.scheduler import Scheduler
 if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
 
-_DAMAGED = (
-    CheckpointError,
-    FileNotFoundError,
-    IsADirectoryError,
-)  # IsADirectoryError is for folders without a manifest
+_DAMAGED = (CheckpointError, FileNotFoundError, IsADirectoryError)  # the last one: folders without a manifest
 _OPTIMIZER = ("optimizer.state", "optimizer.param_groups")
 # The ModelZoo pickles these sets of tags, which could run code. The optimizer and the schedulers keep their own tags.
 _SETS = re.compile(r"optimizer\.param_groups\.\d+\.tags|schedulers\..*\bparam_group_tags")
@@ -82,16 +78,15 @@ def _read(trainer: Trainer, path: str, wanted: Callable[[str], bool] | None) -> 
 
 def read_if_whole(trainer: Trainer, path: str, states: list[str] | None) -> Any:
     """Like ``read``, but warn and return None if the checkpoint is damaged or incomplete for any process."""
-    error: Exception | None = None
-    found = None
+    found, failed = None, False
     try:
         found = read(trainer, path, states)
     except MissingEntryError:  # the caller named a wrong state
         raise
-    except _DAMAGED as damage:
-        error = damage
+    except _DAMAGED as error:
+        failed = True
         trainer.logger.warning("%s is skipped: %s", redacted(path), error)
-    (failed,) = processes.any_process(error is not None)
+    (failed,) = processes.any_process(failed)
     return None if failed else found
 
 
