@@ -164,7 +164,7 @@ class Checkpoint(Callback):
 
             return sharding.save(trainer, saved, path, background=self.asynchronous)
         if self.local is not None:
-            return self.local.save(saved, path)
+            return async_save(saved, path, local=self.local.folder, keep_local=self.keep_local)
         if self.asynchronous:
             return async_save(saved, path, format=self.format)
         save(saved, path, format=self.format)

@@ -7,9 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
 
-from fsspec_csx.checkpoint.async_save import async_save
 from fsspec_csx.checkpoint.local_folder import check_local, find, tier_of
 from fsspec_csx.checkpoint.local_tier import LocalTier, name_of
 from fsspec_csx.checkpoint.local_writers import upload_left
@@ -24,36 +22,32 @@ logger = logging.getLogger("fsspec_csx")
 class LocalDisk:
     """The copies of a root's checkpoints in a folder on the local disk, and how many to keep there.
 
-    Raises a ValueError for an invalid folder or number.
+    ``folder`` is its absolute path. Raises a ValueError for an invalid folder or number.
     """
 
     def __init__(self, folder: str, keep: int, names: CheckpointNames) -> None:
         check_local(folder, keep)
         self.root = ""
         self._names = names
-        self._folder = os.path.abspath(folder)  # the program may change its working directory
+        self.folder = os.path.abspath(folder)  # the program may change its working directory
         self._keep = keep
 
     @cached_property
     def tier(self) -> LocalTier:
         """This root's folder on the local disk."""
-        tier, _ = tier_of(checkpoint_root.join(self.root, "checkpoint"), self._folder)
+        tier, _ = tier_of(checkpoint_root.join(self.root, "checkpoint"), self.folder)
         tier.keep = self._keep
         return tier
-
-    def save(self, saved: Any, path: str) -> SaveFuture:
-        """Save a checkpoint; see ``async_save``."""
-        return async_save(saved, path, local=self._folder, keep_local=self._keep)
 
     def find(self, path: str) -> str:
         """Return the path to read a checkpoint from: its local copy, if there is a good one."""
         try:
-            return find(path, self._folder)
+            return find(path, self.folder)
         except OSError:  # the root's filesystem raises the error again at the read
             return path
 
     def upload(self, path: str) -> SaveFuture:
-        return upload_left(path, self._folder)
+        return upload_left(path, self.folder)
 
     def state(self, path: str) -> str:
         """Return what became of a failed upload: later "uploaded" or "dropped", "left" on the disk, or "failed"."""

@@ -164,9 +164,9 @@ class WandbLogger(Logger):
         folder = Path(trainer.model_dir)
         folder.mkdir(parents=True, exist_ok=True)
         # The names hold the time and the identifier of a run.
-        runs = sorted(each.name.rpartition("run-")[2] for each in folder.glob("wandb/*run-*-*"))
+        runs = sorted(each.name.partition("run-")[2] for each in folder.glob("wandb/*run-*-*"))
         if self.run_id is None and runs and self.resume != "never":
-            self.run_id = runs[-1].rpartition("-")[2]
+            self.run_id = runs[-1].partition("-")[2]
         names = ("project", "group", "job_type", "tags", "resume", "entity")
         arguments = {name: getattr(self, name) for name in names}
         self.run = self._wandb.init(dir=str(folder), id=self.run_id, name=self.run_name, **arguments)

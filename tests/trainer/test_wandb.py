@@ -13,20 +13,19 @@ from fsspec_csx.trainer import WandbLogger, processes
 
 @pytest.mark.slow
 def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step's metrics are in the run, and a resumed training continues it."""
+    """Each step's metrics are in the run, and a resumed training continues it, whatever its identifier."""
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    for steps in (2, 4):
-        logger = WandbLogger("tests")
+    for steps, run_id in ((2, "my-run-1"), (4, None)):
+        logger = WandbLogger("tests", run_id=run_id)
         trainer, losses = made(str(tmp_path), loggers=[logger], loop={"max_steps": steps, "eval_frequency": 0})
         trainer.fit(loader())
         summary = logger.run.summary
         assert (summary["global_step"], summary["loss"]) == (steps, pytest.approx(losses[-1]))
         logger.finalize()
     files = [each.name for each in tmp_path.glob("wandb/offline-run-*/*.wandb")]
-    assert len(files) == 2
-    assert len({*files}) == 1
+    assert files == ["run-my-run-1.wandb"] * 2
 
 
 def test_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
