@@ -30,7 +30,7 @@ _LARGE, _LARGE_FAR = 256 * _MIB, 4096 * _MIB
 def part_size(number: int, first: int = LEAST_PART) -> int:
     """Return the bytes of a part of an object of unknown size.
 
-    The first 5,000 parts have one size, as some stores (Cloudflare R2) require: 5 MiB each unless the caller chooses,
+    The first 5,000 parts have one size, as some stores (Cloudflare R2) require: with 5 MiB each,
     together up to 24 GiB. After them, the size doubles every 490 parts, up to 5 GiB.
 
     Args:

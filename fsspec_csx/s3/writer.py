@@ -12,6 +12,7 @@ from fsspec_csx.s3.multipart import MultipartUpload, gather_or_cancel
 from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, PARTS, first_part_size, part_size
 from fsspec_csx.s3.put_object import Call, put
 from fsspec_csx.s3.transport.checksum import CRC32, CRC64NVME
+from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
 from fsspec_csx.s3.transport.event_loop import Work, ended
 from fsspec_csx.s3.transport.memory import new_buffer, populate
 from fsspec_csx.s3.transport.pool import PART, Transfer
@@ -40,7 +41,8 @@ class PartWriter:
         call: makes requests for the object.
         transfer: moves its bytes.
         work_for: makes the work of a coroutine, which the writer schedules.
-        first_part: bytes of the first parts, if the caller chooses; at most the largest part that S3 allows.
+        first_part: bytes of the first parts, if the caller chooses; at most the largest part that S3 allows. Otherwise
+            they have 8 MiB, or 5 MiB with a far store.
         growing: whether later parts may be larger, so that the object can reach 5 TiB.
         checked: whether to send checksums.
 
@@ -113,7 +115,6 @@ class PartWriter:
         S3's checksum is computed with it: reading memory twice, once for each, takes longer.
         """
         self._add_joined()
-        self._choose()
         crc32 = 0
         while view:
             room = max(self._part_size - self._filled, 0) or self._part_size
@@ -132,7 +133,6 @@ class PartWriter:
             self._add(memoryview(joined), stable=True)
 
     def _add(self, view: memoryview, *, stable: bool, borrowed: bool = False, crc64nvme: int | None = None) -> None:
-        self._choose()
         self._borrowed = self._borrowed or borrowed
         size = len(view)
         if self.upload is None and self._filled + size > self._part_size:
@@ -195,7 +195,6 @@ class PartWriter:
 
     def fits(self, size: int) -> bool:
         """Return whether ``write`` can take ``size`` bytes without sending a part, and so without waiting."""
-        self._choose()
         return size < _SENT_AT_ONCE and self._filled + len(self._joined) + size <= self._part_size
 
     def stop(self) -> None:
@@ -224,11 +223,15 @@ class PartWriter:
             await self.upload.abort()
 
     def _choose(self) -> None:
-        """Choose the size of the first parts, once."""
-        if not self._chosen:
-            self._chosen = True
-            if self._growing:  # with small parts, the same memory holds more in flight; 10,000 hold less
-                self._first_part = self._part_size = LEAST_PART
+        """Choose the size of the first parts, once, and divide what was written before by it."""
+        if self._chosen:
+            return
+        self._chosen = True
+        if self._growing and self._transfer.width > MIN_REQUESTS:  # the same memory holds more small parts in flight
+            self._first_part = self._part_size = LEAST_PART
+            payload, _ = self._payload()
+            for memory in payload.parts():
+                self._add(memory, stable=True)
 
     # -- the part that is being filled ------------------------------------------------------------------------------
 
@@ -277,6 +280,7 @@ class PartWriter:
         self._creating = self._work_for(self._create(self.upload))
         self._creating.add_done_callback(self._note_failure)
         self._creating.schedule()  # only now: Ctrl-C before it is known here would leave an upload
+        self._choose()
 
     def _send_part(self) -> None:
         if self.upload is None:

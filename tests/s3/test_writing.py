@@ -33,6 +33,7 @@ from fsspec_csx.s3 import server_copy, writer
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.part_sizes import PARTS, part_size, part_size_for
 from fsspec_csx.s3.transport.checksum import CRC64NVME
+from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
 from fsspec_csx.s3.transport.pool import PART
 from fsspec_csx.testing import LocalS3
 
@@ -144,20 +145,39 @@ def test_buffers(fs: CSXFileSystem, folder: str, kind: str, method: str) -> None
 
 
 def test_unknown_size(server: LocalS3, folder: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts have the smallest size that S3 allows, whatever the pieces are; the order of the bytes is kept."""
+    """Parts have 8 MiB, or 5 MiB with a far store, whatever the pieces are; the order of the bytes is kept."""
     fs = through(proxy, server)
+    fs.connect()
     pieces = [DATA[:100], DATA[100:3000], DATA[3000 : 6 * MIB], DATA[6 * MIB : 6 * MIB + 10], DATA[6 * MIB + 10 :]]
     reused, buffers = bytearray(len(DATA)), list[int]()
     monkeypatch.setattr(writer, "new_buffer", lambda size: buffers.append(size) or memoryview(bytearray(size)))
-    with fs.open(f"{folder}/object", "wb") as file:
-        for piece in pieces:
-            reused[: len(piece)] = piece
-            file.write(memoryview(reused)[: len(piece)])
-            assert file.tell() == sum(map(len, pieces[: pieces.index(piece) + 1]))
-    assert sizes(parts(proxy)) == [5 * MIB, 5 * MIB, 5 * MIB, len(DATA) - 15 * MIB]
-    assert {*buffers} == {5 * MIB}  # one for each part, so none holds unused memory
-    assert file._writer._free == file._writer._lent == []  # a closed file holds none
-    assert fs.cat_file(f"{folder}/object") == DATA
+    for requests, part in ((MIN_REQUESTS, 8 * MIB), (64, 5 * MIB)):
+        proxy.requests.clear()
+        buffers.clear()
+        with fs.transfer.slots.fixed(requests), fs.open(f"{folder}/object", "wb") as file:
+            for piece in pieces:
+                reused[: len(piece)] = piece
+                file.write(memoryview(reused)[: len(piece)])
+                assert file.tell() == sum(map(len, pieces[: pieces.index(piece) + 1]))
+        assert sizes(parts(proxy)) == [*[part] * (len(DATA) // part), len(DATA) % part]
+        assert {*buffers[1:]} == {part}  # one for each part, so none holds unused memory
+        assert file._writer._free == file._writer._lent == []  # a closed file holds none
+        assert fs.cat_file(f"{folder}/object") == DATA
+
+
+def test_one_request(fs: CSXFileSystem, folder: str) -> None:
+    """A file of up to 8 MiB is one request, near and far."""
+    fs.connect()
+    for requests in (MIN_REQUESTS, 64):
+        with (
+            fs.transfer.slots.fixed(requests),
+            recorded_requests() as operations,
+            fs.open(f"{folder}/object", "wb") as file,
+        ):
+            file.write(memoryview(DATA)[: 3 * MIB])
+            file.write(memoryview(DATA)[3 * MIB : 8 * MIB])
+        assert [*operations] == ["PutObject"]
+        assert fs.cat_file(f"{folder}/object") == DATA[: 8 * MIB]
 
 
 def test_expected_size(server: LocalS3, folder: str, proxy: FaultProxy) -> None:
