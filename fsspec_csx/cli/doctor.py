@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from fsspec_csx.cli.errors import DONE, FAILED
-from fsspec_csx.cli.format import emit, in_bytes, table
+from fsspec_csx.cli.format import emit, emit_data, emit_lines, in_bytes, table
 from fsspec_csx.cli.subcommand import Verbs
 from fsspec_csx.doctor.check import Check
 from fsspec_csx.doctor.run import checks, parse_url
@@ -44,12 +44,11 @@ def add(verbs: Verbs) -> None:
     parser.add_argument("--seconds", type=_seconds, default=30.0, help="how long --bench may take; 30 by default")
 
 
-def _url(text: str) -> str:
+def _url(text: str) -> tuple[str, str]:
     try:
-        parse_url(text)
+        return parse_url(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    return text
 
 
 def _seconds(text: str) -> float:
@@ -68,20 +67,18 @@ def _doctor(options: argparse.Namespace) -> int:
     found: list[Check] = []
     made = checks(options.url, storage_options=named, caller="the command line", speed=options.speed)
     with contextlib.closing(made):
-        if options.json:
-            found += made
-        fine = all(check.ok is not False for check in found)
-        emit(options, {"ok": fine, "checks": found}, _lines(made, found))
-    return DONE if all(check.ok is not False for check in found) else FAILED
+        for check in made:
+            found.append(check)
+            emit_lines(options, _lines(check))
+    fine = all(check.ok is not False for check in found)
+    emit_data(options, {"ok": fine, "checks": found})
+    return DONE if fine else FAILED
 
 
-def _lines(made: Iterable[Check], found: list[Check]) -> Iterator[str]:
-    """Yield a line for each check and one for its remedy, and append the check to ``found``."""
-    for check in made:
-        found.append(check)
-        yield f"{_MARKS[check.ok]:6}  {check.name:{_WIDTH}}  {check.text}"
-        if check.remedy:
-            yield f"{'':6}  {'':{_WIDTH}}  {check.remedy}"
+def _lines(check: Check) -> Iterator[str]:
+    yield f"{_MARKS[check.ok]:6}  {check.name:{_WIDTH}}  {check.text}"
+    if check.remedy:
+        yield f"{'':6}  {'':{_WIDTH}}  {check.remedy}"
 
 
 def _measure(options: argparse.Namespace, storage_options: dict[str, str]) -> None:
@@ -94,15 +91,12 @@ def _measure(options: argparse.Namespace, storage_options: dict[str, str]) -> No
         if not options.quiet:
             print(f"cszoo: measuring {text}", file=sys.stderr)
 
-    with benchmark(
-        parse_url(options.url), storage_options=storage_options, seconds=options.seconds, report=report
-    ) as found:
+    with benchmark(options.url, storage_options=storage_options, seconds=options.seconds, report=report) as found:
         advice = {name: getattr(found, name) for name in ("default_reaches", "max_concurrency")}
         emit(options, {**asdict(found), **advice}, _table_lines(found))
 
 
 def _table_lines(found: Measurement) -> Iterator[str]:
-    """Yield the table of speeds, and the advice."""
     median, most = (f"{1000 * each:.1f} ms" for each in (found.latency, found.latency_p90))
     yield f"first byte: {median} (median), {most} (90 % of the reads)"
     rows: list[tuple[str, ...]] = [("in flight", "MB/s up", "CPU s/GB", "MB/s down", "CPU s/GB")]

@@ -117,7 +117,6 @@ class Benchmark:
         return Measurement(self._fs._endpoint, statistics.median(latency), p90, trials, *moved)
 
     def remove(self) -> None:
-        """Delete the objects and their versions."""
         if self._paths:
             run_and_wait(self._fs, lambda: bulk_delete(self._fs, self._paths))
             with contextlib.suppress(OSError):  # the store may lack versions, or refuse their deletion
@@ -208,12 +207,9 @@ def benchmark(
     fs = ProbeFileSystem(**{**(storage_options or {}), "skip_instance_cache": True})
     measured = Benchmark(fs, *place, seconds=seconds, report=report)
     try:
-        found = measured.run()
+        yield measured.run()
     except BaseException:
         with contextlib.suppress(Exception):  # the first error counts
             measured.remove()
         raise
-    try:
-        yield found
-    finally:
-        measured.remove()
+    measured.remove()

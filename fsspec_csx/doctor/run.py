@@ -19,22 +19,6 @@ _PACKAGES = ("fsspec-csx", "s3fs", "fsspec", "aiobotocore", "botocore", "torch")
 _EXAMPLE = "Give a bucket, or a folder in one, as in 's3://bucket/run'."
 
 
-def checks(
-    url: str | None = None,
-    *,
-    storage_options: Mapping[str, Any] | None = None,
-    caller: str = "the call",
-    speed: bool = True,
-) -> Generator[Check, None, None]:
-    """Check the effective configuration for S3, and what works with it.
-
-    The checks write one object with a unique name below the folder; it is deleted when the iterator ends or is closed.
-    No bucket is created. Without a URL, checks that need a bucket are left out. ``caller`` names the source of the
-    storage options.
-    """
-    return _checks(None if url is None else parse_url(url), dict(storage_options or {}), caller, speed)
-
-
 def parse_url(url: str) -> tuple[str, str]:
     """Return the bucket and the prefix (empty or with a final slash); a CheckpointPathError without a bucket."""
     scheme, separator, rest = url.partition("://")
@@ -48,9 +32,19 @@ def parse_url(url: str) -> tuple[str, str]:
     return bucket, prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
 
 
-def _checks(
-    place: tuple[str, str] | None, call: dict[str, Any], caller: str, speed: bool
+def checks(
+    place: tuple[str, str] | None = None,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    caller: str = "the call",
+    speed: bool = True,
 ) -> Generator[Check, None, None]:
+    """Check the effective configuration for S3, and what works with it.
+
+    The checks write one object with a unique name below the folder; it is deleted when the iterator ends or is closed.
+    No bucket is created. For ``place`` see ``parse_url``; without it, checks that need a bucket are left out.
+    ``caller`` names the source of the storage options.
+    """
     from fsspec_csx.doctor.bucket_checks import IN_BUCKET, BucketChecks
     from fsspec_csx.doctor.connectivity import check_credentials, check_endpoint  # only here, as they import s3fs
     from fsspec_csx.doctor.effective_config import EffectiveConfig
@@ -60,7 +54,7 @@ def _checks(
     yield from _commands()
     later = ("signed in", *(IN_BUCKET if place else ()))
     try:
-        effective = EffectiveConfig(call, caller)
+        effective = EffectiveConfig(storage_options or {}, caller)
     except Exception as error:
         name = "credentials" if isinstance(error, CredentialsError) else "settings"
         yield failed(name, error, "Correct it in the call, the environment or the AWS files.")

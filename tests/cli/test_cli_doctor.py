@@ -29,7 +29,7 @@ from fsspec_csx import backends
 from fsspec_csx.cli import main
 from fsspec_csx.doctor import bucket_checks
 from fsspec_csx.doctor.check import Check
-from fsspec_csx.doctor.run import checks
+from fsspec_csx.doctor.run import checks, parse_url
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
@@ -40,7 +40,8 @@ SETTINGS = ["versions", "s3://", "credentials", "profile", "endpoint", "region",
 
 def found(url: str | None = None, **options: object) -> dict[str, Check]:
     """What the checks found, by their names; the speed is not measured."""
-    return {check.name: check for check in checks(url, storage_options=options, speed=False)}
+    place = None if url is None else parse_url(url)
+    return {check.name: check for check in checks(place, storage_options=options, speed=False)}
 
 
 def failures(checks: dict[str, Check]) -> list[str]:
@@ -71,7 +72,7 @@ def test_the_cache_is_shown(environment: LocalS3, tmp_path: Path, monkeypatch: p
 def test_all_is_well(environment: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
     """With every right all checks pass, in order, what was there stays, and nothing is added."""
     fs.pipe_file(f"{bucket}/run/model.mdl", b"data")
-    seen = [*checks(f"s3://{bucket}/run")]
+    seen = [*checks((bucket, "run/"))]
     assert [check.name for check in seen] == [*SETTINGS, "reachable", "clock", "signed in", *TRIED]
     assert [check for check in seen if check.ok is not True or check.remedy] == []
     assert fs.find(bucket) == [f"{bucket}/run/model.mdl"]
@@ -433,7 +434,7 @@ def test_damaged_answer(server: LocalS3, fs: CSXFileSystem, bucket: str) -> None
 
 def test_left_in_the_midst(environment: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
     """Who stops halfway finds the object removed."""
-    made = checks(f"s3://{bucket}", speed=False)
+    made = checks((bucket, ""), speed=False)
     for check in made:
         if check.name == "write":
             assert len(fs.find(bucket)) == 1
@@ -477,7 +478,7 @@ def test_slow_server_is_measured_with_little(server: LocalS3, bucket: str) -> No
     with fault_proxy(server.endpoint_url) as proxy:
         proxy.faults = [Fault("PUT", when=lambda asked: int(asked.headers["content-length"]) > 2**20, delay=1.1)]
         options = {**server.storage_options(), "endpoint_url": proxy.url}
-        seen = {check.name: check for check in checks(f"s3://{bucket}", storage_options=options)}
+        seen = {check.name: check for check in checks((bucket, ""), storage_options=options)}
     assert seen["speed"].text.endswith("of an object of 2 MiB")
     assert seen["speed"].text.startswith(("1 MB/s", "2 MB/s"))
 
@@ -681,7 +682,7 @@ def test_wrong_usage(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert left.value.code == USAGE
     assert "Give a bucket, or a folder in one" in capsys.readouterr().err
     with pytest.raises(ValueError, match="Give a bucket, or a folder in one"):
-        checks(url)
+        parse_url(url)
 
 
 def test_command(server: LocalS3, aws_files: Path, bucket: str) -> None:
