@@ -12,7 +12,6 @@ from fsspec_csx.errors import CSXError, DeleteError
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--dry-run`` and ``--yes``."""
     parser.add_argument("-y", "--yes", action="store_true", help="delete without asking")
     parser.add_argument("--dry-run", action="store_true", help="only show what would be deleted, even with --yes")
 

@@ -10,7 +10,7 @@ import argparse
 import math
 
 from fsspec_csx.cli.errors import DIFFERENT, DONE
-from fsspec_csx.cli.format import emit, pluralize, print_status
+from fsspec_csx.cli.format import display_name, emit, pluralize, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, expand_one, progress_of
 from fsspec_csx.formats.checkpoint_info import Difference
 from fsspec_csx.manage.diff import ATOL, OPERATIONS, RTOL, compare
@@ -58,7 +58,7 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _line(each: Difference) -> str:
-    name = each.name if each.name and each.name.isprintable() else repr(each.name)
+    name = display_name(each.name)
     if each.elements is not None:
         count = f"{each.elements} of {pluralize(each.total or 0, 'element')}"
         verb = "differs" if each.elements == 1 else "differ"

@@ -55,11 +55,6 @@ def as_data(error: BaseException) -> dict[str, str]:
     return {"error": type(error).__name__, "cause": cause, "remedy": remedy}
 
 
-def format_traceback(error: Exception) -> str:
-    """Return the traceback of an error and of its causes, with secrets redacted."""
-    return redact("".join(traceback.format_exception(error)))
-
-
 def is_from_user_code(error: BaseException) -> bool:
     """Return whether a user's code raised an error, or one of its causes.
 

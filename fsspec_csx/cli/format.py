@@ -72,6 +72,11 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
+def display_name(name: str) -> str:
+    """Return the name of an entry, which may hold any characters, for a line of text."""
+    return name if name and name.isprintable() else repr(name)
+
+
 def pluralize(number: int, noun: str) -> str:
     """Return a number with its noun: ``1 file``, ``2 files``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -11,7 +11,7 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
-from fsspec_csx.cli.format import emit, in_bytes, table
+from fsspec_csx.cli.format import display_name, emit, in_bytes, table
 from fsspec_csx.cli.subcommand import Verbs, add_path, expand_paths
 from fsspec_csx.formats.checkpoint_info import TensorInfo
 from fsspec_csx.manage.info import Description, describe
@@ -72,14 +72,13 @@ def _lines(found: Description) -> list[str]:
     dtypes = _dtypes(info.tensors.values())
     size = in_bytes(info.size)
     of_tensors = sum(each.nbytes for each in info.tensors.values())
-    metadata = (
-        info.metadata if info.format in ("safetensors", "huggingface") else {}
-    )  # torch files have only the writer
+    # The metadata of torch files is only the writer.
+    metadata = info.metadata if info.format in ("safetensors", "huggingface") else {}
     rows = [
         ("Path", info.path),
         ("Format", info.format),
         ("Written by", info.written_by),
-        *(("Metadata", f"{_printable(name)}: {_printable(text[:_TEXT_SHOWN])}") for name, text in metadata.items()),
+        *(("Metadata", f"{display_name(name)}: {display_name(text[:_TEXT_SHOWN])}") for name, text in metadata.items()),
         ("Size", size if info.size < 1024 else f"{size} ({info.size} bytes)"),
         ("Tensors", f"{len(info.tensors)} ({_count(info.tensors.values())} parameters, {in_bytes(of_tensors)})"),
         *(("", f"{dtype}: {each['tensors']} ({in_bytes(each['bytes'])})") for dtype, each in dtypes.items()),
@@ -95,10 +94,10 @@ def _lines(found: Description) -> list[str]:
 
 def _objects(found: Description) -> list[str]:
     tensors = [
-        (_printable(name), _dtype(each), str(each.shape), in_bytes(each.nbytes))
+        (display_name(name), _dtype(each), str(each.shape), in_bytes(each.nbytes))
         for name, each in found.info.tensors.items()
     ]
-    others = [(_printable(name), text) for name, text in _values(found).items()]
+    others = [(display_name(name), text) for name, text in _values(found).items()]
     lines = ["", *table([("Tensor", "dtype", "shape", "size"), *tensors], right=[3])] if tensors else []
     return [*lines, "", *table([("Value", ""), *others])] if others else lines
 
@@ -118,8 +117,3 @@ def _count(tensors: Any) -> int:
 
 def _dtype(tensor: TensorInfo) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _printable(text: str) -> str:
-    """Return a text that is safe for a terminal."""
-    return text if text and text.isprintable() else repr(text)

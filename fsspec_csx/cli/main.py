@@ -8,9 +8,10 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import fsspec.config
 import shtab
@@ -25,14 +26,13 @@ from fsspec_csx.cli.errors import (
     TERMINATED,
     as_data,
     format_error,
-    format_traceback,
     is_from_user_code,
 )
 from fsspec_csx.cli.format import OutputClosedError, emit, flush
-from fsspec_csx.cli.parsing import Parser
 from fsspec_csx.cli.subcommand import Verbs
-from fsspec_csx.redaction import register_secrets
+from fsspec_csx.redaction import redact, register_secrets
 from fsspec_csx.settings import backends
+from fsspec_csx.storage.paths import redacted
 
 _STATUS = """exit status:
   0  done
@@ -69,14 +69,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return DONE
     except Exception as error:
         if options.debug or (getattr(options, "runs_code", False) and is_from_user_code(error)):
-            print(format_traceback(error), file=sys.stderr)
+            print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
         print(format_error(error), file=sys.stderr)
         return FAILED
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser, also of each verb, that reserves words for positional arguments, and prints no password."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> Any:
+        """Parse like argparse, but in ``--keys a b SRC DST`` the last two words are source and target."""
+        return super().parse_known_args(self._separated([*(sys.argv[1:] if args is None else args)]), namespace)
+
+    def error(self, message: str) -> NoReturn:
+        super().error(redacted(message))
+
+    def _separated(self, words: list[str]) -> list[str]:
+        """Move the words that positional arguments need to the end, after ``--``."""
+        options = self._option_string_actions
+        if not any(action.nargs in ("+", "*") for action in options.values()):
+            return words
+        required = sum(action.nargs is None for action in self._get_positional_actions())
+        before, after = words, list[str]()
+        if "--" in words:
+            before, after = words[: words.index("--")], words[words.index("--") + 1 :]
+        many: list[int] = []  # indices of the words of options with any number of values
+        free, action = len(after), None
+        for index, word in enumerate(before):
+            if word.startswith("-") and len(word) > 1:
+                action = options.get(word)
+            elif action is not None and action.nargs in ("+", "*"):
+                many.append(index)
+            elif action is not None and action.nargs is None:
+                action = None  # the option takes only one value
+            else:
+                free += 1
+        missing = max(0, required - free)
+        # The option keeps its first word.
+        taken = many[max(1, len(many) - missing) :] if missing else []
+        if not taken:
+            return words
+        kept = [word for index, word in enumerate(before) if index not in taken]
+        return [*kept, "--", *(before[index] for index in taken), *after]
+
+
 def parser() -> argparse.ArgumentParser:
-    """Build the parser of the command."""
-    made = Parser(
+    made = _Parser(
         prog=_OTHER_NAME if os.path.basename(sys.argv[0]) == _OTHER_NAME else "cszoo",
         description="Manage checkpoints on any fsspec URL, and run trainings.",
         epilog=_STATUS,

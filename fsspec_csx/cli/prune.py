@@ -38,7 +38,7 @@ def _number(text: str) -> int:
 
 def _prune(options: argparse.Namespace) -> None:
     roots = expand_roots(options.root)
-    planned = _joined(
+    planned = _merged(
         [prune(root, options.keep, every=options.keep_every, by=options.by, dry_run=True) for root in roots]
     )
     done = planned
@@ -54,8 +54,7 @@ def _prune(options: argparse.Namespace) -> None:
     deletion.finish(options, {"dry_run": options.dry_run, **vars(done)}, done.failed, len(done.to_delete))
 
 
-def _joined(pruned: list[PruneResult]) -> PruneResult:
-    """Merge the results of all roots."""
+def _merged(pruned: list[PruneResult]) -> PruneResult:
     merged = PruneResult([], [])
     for each in pruned:
         merged.kept.extend(each.kept)

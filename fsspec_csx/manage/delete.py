@@ -46,11 +46,6 @@ class DeleteTarget:
         parts = [file for file in self.files if file not in apart and file in late]
         return [first, others, parts, metadata if marked else []]
 
-    @property
-    def key(self) -> tuple[int, str]:
-        """A key that is equal for two paths of one checkpoint."""
-        return id(self.fs), self.folder or self.files[0]
-
 
 def targets(
     paths: Iterable[str | os.PathLike[str]], *, storage_options: Mapping[str, Any] | None = None
@@ -65,7 +60,8 @@ def targets(
     filesystems = [*{id(root.fs): root.fs for _, root in places}.values()]
     parallel = filesystems[0] if len(filesystems) == 1 else None
     found = map_parallel(parallel, lambda place: _target(*place), places)
-    return [*{each.key: each for each in found}.values()]
+    # Two paths may be of one checkpoint.
+    return [*{(id(each.fs), each.folder or each.files[0]): each for each in found}.values()]
 
 
 def delete(to_delete: Iterable[DeleteTarget]) -> dict[str, Exception]:
@@ -128,7 +124,6 @@ def targets_from_listing(
 
 
 def _delete(fs: Any, to_delete: Sequence[DeleteTarget]) -> dict[str, Exception]:
-    """Delete checkpoints of one filesystem."""
     failed: dict[str, Exception] = {}
     touched: set[str] = set()
     phases: dict[str, list[list[str]]] = {}
@@ -205,10 +200,8 @@ def _folder(path: str, root: Directory) -> DeleteTarget:
     manifests = [root.inner(name) for name in naming.manifests(names)]
     metadata, left = None, list[str]()
     if naming.METADATA in names:
-        metadata, manifests = (
-            root.inner(naming.METADATA),
-            [],
-        )  # other manifests belong to files and checkpoints that stay
+        # Other manifests belong to files and checkpoints that stay.
+        metadata, manifests = root.inner(naming.METADATA), []
         below = root.files()
         own, left = cerebras_folders.own_and_unclear_names(root, below)
         held = [below[name] for name in own]

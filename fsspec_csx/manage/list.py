@@ -87,14 +87,15 @@ def latest_of(found: Iterable[ListedCheckpoint]) -> ListedCheckpoint | None:
     manifest.
     """
     for step in reversed(steps_of(found)):
+        if step.flaw:
+            continue
         try:
-            for each in step.members if not step.flaw else ():
+            for each in step.members:
                 if each.sharded:
                     completeness.check_complete(each.path)
         except (CheckpointError, FileNotFoundError):
             continue
-        if not step.flaw:
-            return step.members[-1]
+        return step.members[-1]
     return None
 
 
