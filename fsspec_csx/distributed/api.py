@@ -14,10 +14,9 @@ from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import LoadPlanner, SavePlanner
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlanner
 from torch.distributed.checkpoint.stateful import Stateful
 
-from fsspec_csx.distributed import loading
 from fsspec_csx.distributed.paths import Path, folder_at, shards_of
 from fsspec_csx.distributed.planner import Planner
 from fsspec_csx.distributed.storage_reader import StorageReader
@@ -26,7 +25,7 @@ from fsspec_csx.errors import LostProcessError
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import MANIFEST
 from fsspec_csx.formats.dcp.source import ShardedSource
-from fsspec_csx.group.processes import Processes, translate_lost_process
+from fsspec_csx.group.processes import Processes, together, translate_lost_process
 from fsspec_csx.storage.paths import is_local, redacted
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
 from fsspec_csx.tensors.names import Keys
@@ -172,7 +171,52 @@ def load(
         options = {"storage_options": storage_options, "weights_only": weights_only, "callback": progress}
         group = joined(process_group)
         reader = StorageReader(path, **options, process_group=group)
-        loading.fill(state_dict, reader, planner or DefaultLoadPlanner(), group)
+        _fill(state_dict, reader, planner or DefaultLoadPlanner(), group)
+
+
+def _fill(
+    state_dict: dict[str, Any], reader: StorageReader, planner: LoadPlanner, group: dist.ProcessGroup | None
+) -> None:
+    """Fill a state dict on all ranks of a group, None for this process alone; an error of one rank is raised on all."""
+    with contextlib.nullcontext() if group is None else together(group) as ranks:
+        reader.ranks = ranks
+        state = {
+            key: each.state_dict() if isinstance(each := state_dict[key], Stateful) else each
+            for key in sorted(state_dict)
+        }
+        plan = _plan(state, reader, planner, ranks)
+        reader.read_data(planner.finish_plan(plan), planner).wait()
+    for key, value in state.items():
+        if isinstance(each := state_dict[key], Stateful):
+            each.load_state_dict(value)
+        else:
+            state_dict[key] = value
+
+
+def _plan(state: dict[str, Any], reader: StorageReader, planner: LoadPlanner, ranks: Processes | None) -> LoadPlan:
+    rank = ranks.rank if ranks else 0
+    metadata, is_common = _metadata(reader, rank)
+    planner.set_up_planner(state, metadata, rank == 0)
+    reader.set_up_storage_reader(metadata, rank == 0, rank=rank, use_collectives=is_common)
+    plan = reader.prepare_local_plan(planner.create_local_plan())
+    if type(planner).create_global_plan is DefaultLoadPlanner.create_global_plan:  # it changes no plan
+        return plan
+    if ranks is None or not is_common:
+        return planner.create_global_plan([plan])[0]
+    plans = ranks.gather("plan a load", plan)
+    made: list[LoadPlan] = ranks.first("finish the plans", lambda: planner.create_global_plan(plans))
+    return made[rank]
+
+
+def _metadata(reader: StorageReader, rank: int) -> tuple[Metadata, bool]:
+    """Read the manifest of all ranks, or else this rank's own, of a save without collectives."""
+    try:
+        return reader.read_metadata(), True
+    except FileNotFoundError as error:
+        try:
+            return reader.read_metadata(rank=rank), False
+        except FileNotFoundError:
+            raise error from None
 
 
 def whole(

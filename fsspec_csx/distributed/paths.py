@@ -21,14 +21,12 @@ def folder_at(path: Path | ShardedFolder, options: Mapping[str, Any] | None) -> 
     """Return the folder of a checkpoint; raise a CheckpointPathError if the path cannot name one."""
     if isinstance(path, ShardedFolder):
         return path
-    given = os.fspath(path)
-    text = checkpoint_path(given.rstrip("/") or given)
-    fs, inner = resolve_path(path if isinstance(path, os.PathLike) else text, text, options)
+    text = checkpoint_path(os.fspath(path).rstrip("/") or path)
+    fs, inner = resolve_path(path, text, options)
     return ShardedFolder(fs, inner, redacted(text))
 
 
 def shards_of(metadata: Metadata) -> set[str]:
-    """Return the names of the shards in a manifest."""
     return {place.relative_path for place in metadata.storage_data.values()}
 
 

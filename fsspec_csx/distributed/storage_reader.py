@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,19 +13,27 @@ import torch
 import torch.distributed as dist
 from fsspec.callbacks import Callback
 from torch.distributed.checkpoint import storage
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
-from fsspec_csx.distributed.huggingface import metadata_of
 from fsspec_csx.distributed.paths import FolderStorage, Path
 from fsspec_csx.errors import MismatchError
+from fsspec_csx.formats import registry
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import MANIFEST, ShardedFolder
 from fsspec_csx.formats.dcp.full_state_dict import ShardedStateDict
 from fsspec_csx.formats.dcp.reader import TensorRead, load_bytes, read_bytes, read_tensors
+from fsspec_csx.formats.huggingface.source import HuggingFaceSource
 from fsspec_csx.group.filesystem import shared
 from fsspec_csx.group.processes import Processes, together
+from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.progress import ProgressMeter
 
 
@@ -156,6 +165,28 @@ class StorageReader(FolderStorage, storage.StorageReader):
         torch.save(load_bytes(data, name=f"{item.storage_index.fqn!r} in {self._folder.name}"), file)
         file.seek(0)
         return file
+
+
+def metadata_of(folder: Folder) -> Metadata | None:
+    """Return a manifest for a Hugging Face folder, with each tensor in one part; None if it is no such folder."""
+    with registry.get_format("huggingface").open_folder(folder, functools.cache(folder.names)) as source:
+        if source is None:
+            return None
+        assert isinstance(source, HuggingFaceSource)
+        found = source.tensors()
+        records = {record.storage.data_ptr(): record for record in found.records}
+        metadata = Metadata({}, planner_data={name: (name,) for name in found.obj}, storage_data={})
+        for name, tensor in found.obj.items():
+            record = records.get(tensor.untyped_storage().data_ptr()) if tensor.nbytes else None
+            shard, offset = source.locate(record.offset) if record else (source.shards[0], 0)
+            chunk = ChunkStorageMetadata(torch.Size([0] * tensor.dim()), tensor.shape)
+            properties = TensorProperties(dtype=tensor.dtype)
+            metadata.state_dict_metadata[name] = TensorStorageMetadata(properties, tensor.shape, [chunk])
+            plain = manifest.Plain(0, tensor.dtype, tuple(tensor.shape), None)
+            metadata.storage_data[MetadataIndex(name, chunk.offsets)] = manifest.place(
+                shard, offset, tensor.nbytes, plain
+            )
+        return metadata
 
 
 def _target(item: ReadItem, place: Any, planner: LoadPlanner) -> tuple[torch.Tensor, TensorRead]:

@@ -9,7 +9,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from fsspec_csx import distributed, save
-from fsspec_csx.distributed.huggingface import metadata_of
+from fsspec_csx.distributed.storage_reader import metadata_of
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats.dcp.folder import ShardedFolder
 from fsspec_csx.formats.dcp.reader import TensorRead, read_tensors
