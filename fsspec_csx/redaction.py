@@ -94,6 +94,8 @@ def without_password(text: str) -> str:
 def without_user(url: str) -> str:
     """Return a URL without user name and password."""
     scheme, separator, rest = url.partition("://")
+    if not separator:  # the URL of a proxy may lack it
+        scheme, rest = "", scheme
     host, slash, path = rest.partition("/")
     return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 

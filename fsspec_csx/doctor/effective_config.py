@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from datetime import timezone
 from typing import Any
 
-from botocore.httpsession import where
+from botocore.httpsession import ProxyConfiguration, where
 from botocore.utils import get_environ_proxies
 from fsspec.asyn import sync
 from fsspec.config import apply_config
 
 from fsspec_csx.doctor.check import Check, failed, lacking, passed
+from fsspec_csx.redaction import without_user
 from fsspec_csx.s3.client import credentials
 from fsspec_csx.s3.filesystem import CSXFileSystem, resolve_options
 
@@ -56,8 +57,8 @@ class EffectiveConfig:
         self._options = {**configured, **self._settled}
         self._call, self._caller = call, caller
         public = credentials.without_secrets(self._options)
-        given = {name: self._options[name] for name in ("session",) if self._options.get(name)}
-        self.unsigned = ProbeFileSystem(**{**public, **given, "anon": True, "skip_instance_cache": True})
+        session = {"session": self._options["session"]} if self._options.get("session") else {}
+        self.unsigned = ProbeFileSystem(**{**public, **session, "anon": True, "skip_instance_cache": True})
         self.unsigned.connect()
         self._session = self.unsigned.session
         self._profile = str(self._session.get_config_variable("profile") or "default")
@@ -72,7 +73,6 @@ class EffectiveConfig:
             return failed("credentials", error, _BAD_CREDENTIALS), None
 
     def settings(self) -> Iterator[Check]:
-        """Check the other settings."""
         yield passed("profile", f"{self._profile!r}, {self._source_of_profile()}")
         yield passed("endpoint", f"{self.endpoint}, {self._source_of_endpoint()}")
         yield passed("region", f"{self.unsigned._s3.meta.region_name}, {self._source_of_region()}")
@@ -82,7 +82,6 @@ class EffectiveConfig:
 
     @property
     def endpoint(self) -> str:
-        """The URL of the endpoint."""
         return str(self.unsigned._s3.meta.endpoint_url)
 
     @property
@@ -213,12 +212,8 @@ class EffectiveConfig:
         return passed("certificates", f"{verify}, {source}")
 
     def _proxy(self) -> str:
-        proxy = self.proxies.get(self.endpoint.partition(":")[0])
-        if not proxy:
-            return "none on the way to the endpoint"
-        return (
-            f"{proxy.partition('://')[0]}://{proxy.rpartition('@')[2].rpartition('//')[2]} on the way to the endpoint"
-        )
+        proxy = ProxyConfiguration(self.proxies).proxy_url_for(self.endpoint)
+        return f"{without_user(proxy) if proxy else 'none'} on the way to the endpoint"
 
     def _cache(self) -> str:
         cache = self.unsigned.block_cache

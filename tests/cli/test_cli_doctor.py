@@ -249,12 +249,13 @@ def test_endpoint_that_never_answers() -> None:
 
 def test_endpoint_behind_a_dead_proxy(server: LocalS3, closed_port: int) -> None:
     """A proxy that cannot be reached is named without its password."""
-    proxies = {"http": f"http://user:password-of-proxy@127.0.0.1:{closed_port}"}
-    seen = found(**server.storage_options(), config_kwargs={"proxies": proxies})
-    assert failures(seen) == ["reachable"]
-    assert f"127.0.0.1:{closed_port}" in seen["reachable"].text
-    assert seen["proxy"].text == f"http://127.0.0.1:{closed_port} on the way to the endpoint"
-    assert "password-of-proxy" not in str(seen)
+    for scheme in ("http://", ""):
+        proxies = {"http": f"{scheme}user:password-of-proxy@127.0.0.1:{closed_port}"}
+        seen = found(**server.storage_options(), config_kwargs={"proxies": proxies})
+        assert failures(seen) == ["reachable"]
+        assert f"127.0.0.1:{closed_port}" in seen["reachable"].text
+        assert seen["proxy"].text == f"http://127.0.0.1:{closed_port} on the way to the endpoint"
+        assert "password-of-proxy" not in str(seen)
 
 
 def test_endpoint_that_is_no_s3() -> None:

@@ -249,7 +249,7 @@ def test_what_is_no_secret_stays(text: str) -> None:
 
 def test_json_and_pickles(server: LocalS3, bucket: str) -> None:
     """JSON holds no secret; a pickle, which goes to workers of the same user, has what the call named, and no more."""
-    proxies = {"http": f"http://someone:{PROXY_PASSWORD}@127.0.0.1:1", "https": "http://127.0.0.1:2"}
+    proxies = {"http": f"http://someone:{PROXY_PASSWORD}@127.0.0.1:1", "https": f"someone:{PROXY_PASSWORD}@127.0.0.1:2"}
     made = fsspec.filesystem(
         "s3",
         **server.storage_options(),
@@ -260,7 +260,7 @@ def test_json_and_pickles(server: LocalS3, bucket: str) -> None:
     for secret in (server.identity.secret_key, server.identity.access_key, PROXY_PASSWORD, CUSTOMER_KEY):
         assert secret not in report
     kept = json.loads(report)["config_kwargs"]
-    assert kept == {"proxies": {"http": "http://127.0.0.1:1", "https": "http://127.0.0.1:2"}, "read_timeout": 7}
+    assert kept == {"proxies": {"http": "http://127.0.0.1:1", "https": "127.0.0.1:2"}, "read_timeout": 7}
     assert made.storage_options["config_kwargs"]["proxies"] == proxies
     assert pickle.loads(pickle.dumps(made)) is made
 
