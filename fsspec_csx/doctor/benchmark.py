@@ -106,7 +106,6 @@ class Benchmark:
         self._of_one = self._of_all = 0.0  # the best speed so far, of one request and of all together
 
     def run(self) -> Measurement:
-        """Run all trials."""
         self._began = time.monotonic()
         self._fs.connect()
         latency = self._latency()

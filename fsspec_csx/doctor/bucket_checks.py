@@ -53,7 +53,6 @@ class BucketChecks:
         self._found = ""  # an object to read
 
     def run(self) -> Generator[Check, None, None]:
-        """Run the checks one after the other."""
         bucket = self._checked("bucket", self._look)
         yield bucket
         if bucket.ok is False:

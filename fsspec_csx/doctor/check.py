@@ -19,7 +19,6 @@ class Check:
 
 
 def passed(name: str, text: str) -> Check:
-    """Return a check that passed."""
     return Check(name, True, _line(text))
 
 
@@ -29,7 +28,6 @@ def lacking(name: str, text: str, remedy: str = "") -> Check:
 
 
 def skipped(name: str, why: str) -> Check:
-    """Return a check that was skipped."""
     return Check(name, None, _line(f"not checked: {why}"))
 
 

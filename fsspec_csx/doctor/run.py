@@ -6,13 +6,13 @@ import os
 import shutil
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import fsspec
 
 from fsspec_csx.doctor.check import Check, failed, lacking, passed, skipped
 from fsspec_csx.errors import CheckpointPathError, CredentialsError
+from fsspec_csx.private_names import release
 from fsspec_csx.storage.paths import S3
 
 _PACKAGES = ("fsspec-csx", "s3fs", "fsspec", "aiobotocore", "botocore", "torch")
@@ -49,7 +49,7 @@ def checks(
     from fsspec_csx.doctor.connectivity import check_credentials, check_endpoint  # only here, as they import s3fs
     from fsspec_csx.doctor.effective_config import EffectiveConfig
 
-    yield _versions()
+    yield passed("versions", ", ".join(map(release, _PACKAGES)))
     yield _opener()
     yield from _commands()
     later = ("signed in", *(IN_BUCKET if place else ()))
@@ -80,16 +80,6 @@ def checks(
         return
     with closing(BucketChecks(fs, *place, speed=speed).run()) as checks:
         yield from checks
-
-
-def _versions() -> Check:
-    found = []
-    for package in _PACKAGES:
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            found.append(f"{package} (unknown)")
-    return passed("versions", ", ".join(found))
 
 
 def _opener() -> Check:
