@@ -7,11 +7,11 @@ diff a.mdl b.safetensors --tensor-comparison-op allclose --rtol 1e-3
 from __future__ import annotations
 
 import argparse
-import math
+from functools import partial
 
 from fsspec_csx.cli.errors import DIFFERENT, DONE
 from fsspec_csx.cli.format import display_name, emit, pluralize, print_status
-from fsspec_csx.cli.subcommand import Verbs, add_path, expand_one, progress_of
+from fsspec_csx.cli.subcommand import Verbs, add_path, expand_one, number, progress_of
 from fsspec_csx.formats.checkpoint_info import Difference
 from fsspec_csx.manage.diff import ATOL, OPERATIONS, RTOL, compare
 
@@ -25,18 +25,11 @@ def add(verbs: Verbs) -> None:
         choices=OPERATIONS,
         help="compare elements exactly, or floating-point numbers within the tolerances",
     )
+    tolerance = partial(number, least=0)
     parser.add_argument(
-        "--rtol", type=_tolerance, help=f"relative tolerance of allclose, relative to the second (default: {RTOL})"
+        "--rtol", type=tolerance, help=f"relative tolerance of allclose, relative to the second (default: {RTOL})"
     )
-    parser.add_argument("--atol", type=_tolerance, help=f"absolute tolerance of allclose (default: {ATOL})")
-
-
-def _tolerance(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and value >= 0):
-        msg = f"{text!r} is not a number of 0 or more"
-        raise argparse.ArgumentTypeError(msg)
-    return value
+    parser.add_argument("--atol", type=tolerance, help=f"absolute tolerance of allclose (default: {ATOL})")
 
 
 def _diff(options: argparse.Namespace) -> int:

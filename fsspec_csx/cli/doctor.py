@@ -13,11 +13,12 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fsspec_csx.cli.errors import DONE, FAILED
 from fsspec_csx.cli.format import emit, emit_data, emit_lines, in_bytes, table
-from fsspec_csx.cli.subcommand import Verbs
+from fsspec_csx.cli.subcommand import Verbs, number
 from fsspec_csx.doctor.check import Check
 from fsspec_csx.doctor.run import checks, parse_url
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 _MARKS = {True: "ok", False: "FAILED", None: "-"}
 _WIDTH = len("conditional write")
-_LONGEST = 3600
 # The divisors and numbers of digits for the speed and the CPU time of one direction, and of the other.
 _SCALES = ((1e6, 0), (1, 2), (1e6, 0), (1, 2))
 
@@ -41,7 +41,8 @@ def add(verbs: Verbs) -> None:
         help="measure latency and speed by the number of requests in flight, in place of the checks; writes, reads and "
         "deletes up to 260 MiB",
     )
-    parser.add_argument("--seconds", type=_seconds, default=30.0, help="how long --bench may take; 30 by default")
+    seconds = partial(number, least=1, most=3600)
+    parser.add_argument("--seconds", type=seconds, default=30.0, help="how long --bench may take; 30 by default")
 
 
 def _url(text: str) -> tuple[str, str]:
@@ -49,13 +50,6 @@ def _url(text: str) -> tuple[str, str]:
         return parse_url(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 1 <= seconds <= _LONGEST:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {_LONGEST}")
-    return seconds
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Raises a SystemExit for usage errors, after ``--help``, and on SIGTERM.
     """
+    _open_streams()
     options = parser().parse_args(arguments)
     register_secrets([*vars(options).values()])  # errors must not show passwords in URLs
     try:
@@ -132,6 +133,13 @@ def parser() -> argparse.ArgumentParser:
         each.add(verbs)
     train.add(Verbs(commands, made.prog))
     return made
+
+
+def _open_streams() -> None:
+    """Open the null device for closed standard streams, so that no other file gets their descriptors."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # open until the end
 
 
 def _emit_error(options: argparse.Namespace, error: BaseException) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -54,6 +56,15 @@ class Verbs:
 def add_path(parser: argparse.ArgumentParser, name: str, help: str, **options: Any) -> None:
     """Add an argument that is a local path or an fsspec URL; shells complete local paths."""
     parser.add_argument(name, help=help, **options).complete = shtab.FILE  # type: ignore[attr-defined]
+
+
+def number(text: str, least: float, most: float = math.inf) -> float:
+    """Parse the value of an option that is a number within limits."""
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(text)) and least <= value <= most:
+            return value
+    limits = f"of {least:g} or more" if most == math.inf else f"between {least:g} and {most:g}"
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number {limits}")
 
 
 def progress_of(options: argparse.Namespace) -> Callback | None:

@@ -84,6 +84,37 @@ def test_starts_light() -> None:
     subprocess.run([sys.executable, "-c", check], check=True, timeout=100)
 
 
+def test_wrong_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    """A value that is no number, or outside the limits, is wrong usage; the message has the value and the limits."""
+    for option in ("--rtol=abc", "--atol=-1", "--atol=nan"):
+        with pytest.raises(SystemExit):
+            main(["checkpoint", "diff", "a", "b", option])
+        name, _, value = option.partition("=")
+        assert f"argument {name}: '{value}' is not a number of 0 or more" in capsys.readouterr().err
+    for seconds in ("abc", "0", "3601"):
+        with pytest.raises(SystemExit):
+            main(["checkpoint", "doctor", "--seconds", seconds])
+        assert f"'{seconds}' is not a number between 1 and 3600" in capsys.readouterr().err
+
+
+def test_closed_streams(tmp_path: Path) -> None:
+    """Without stdin, stdout or stderr the command works, and asks nothing; an error does not get to stdout."""
+    (tmp_path / "a.pt").write_bytes(b"data")
+
+    def run(closed: str, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "fsspec_csx", "checkpoint", *words]
+        shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *command]
+        return subprocess.run(shell, capture_output=True, text=True, timeout=90, check=False, cwd=tmp_path)
+
+    assert run("<&- >&- 2>&-", "copy", "a.pt", "b.pt").returncode == 0
+    assert (tmp_path / "b.pt").read_bytes() == b"data"
+    refused = run("<&-", "delete", "b.pt")
+    assert refused.returncode == FAILED
+    assert "stdin is not a terminal" in refused.stderr
+    failed = run("2>&-", "copy", "c.pt", "d.pt")
+    assert (failed.returncode, failed.stdout) == (FAILED, "")
+
+
 def test_abbreviations_are_wrong_usage() -> None:
     """An option that is cut short is not guessed: --for is not --force."""
     with pytest.raises(SystemExit) as left:
