@@ -550,7 +550,7 @@ def test_order(root: str) -> None:
         assert gate.reached.wait(SECONDS)
         time.sleep(0.05)
         assert not ended
-    started[-1].result(SECONDS)
+    wait_for_all()
     assert ended == [0, 1, 2, 3, 4]
     assert bytes_at(f"{root}/x.pt") == saved(state(4))
 

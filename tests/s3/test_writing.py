@@ -26,6 +26,7 @@ import pytest
 from conftest import recorded_requests
 from fsspec.callbacks import Callback
 from proxy import Fault, FaultProxy, Request, error_answer, fault_proxy, through
+from stores import uploads_below
 from thinning import thinned
 
 from fsspec_csx.errors import AccessDeniedError, ObjectChangedError, ObjectExistsError
@@ -414,7 +415,7 @@ def test_failed_part(server: LocalS3, folder: str, proxy: FaultProxy, when: str)
         file.close()
     assert file.closed
     assert len(parts(proxy)) < 10
-    assert fs.list_multipart_uploads(BUCKET) == []
+    assert uploads_below(fs, folder) == []
     assert fs.cat_file(f"{folder}/object") == b"old"
 
 
@@ -470,7 +471,7 @@ def test_pipe_file_create(fs: CSXFileSystem, folder: str, size: int) -> None:
     with pytest.raises(ObjectExistsError):
         fs.pipe_file(f"{folder}/object", bytes(size), mode="create", chunksize=BLOCK)
     assert fs.cat_file(f"{folder}/object") == DATA[:size]
-    assert fs.list_multipart_uploads(BUCKET) == []
+    assert uploads_below(fs, folder) == []
 
 
 def test_pipe_of_text_and_of_many(fs: CSXFileSystem, folder: str) -> None:
@@ -540,7 +541,7 @@ def test_copy_of_what_is_replaced_meanwhile(
     with pytest.raises(ObjectChangedError, match="changed meanwhile"):
         through(proxy, server, max_concurrency=1).cp_file(f"{folder}/object", f"{folder}/copy")
     assert not fs.exists(f"{folder}/copy")
-    assert fs.list_multipart_uploads(BUCKET) == []
+    assert uploads_below(fs, folder) == []
 
 
 # -- what goes over the wire ------------------------------------------------------------------------------------------
@@ -634,7 +635,7 @@ def test_bit_flipped_on_the_way_up(
     with pytest.raises(OSError, match=r"did not match"):
         write(fs, f"{folder}/object", way, size, tmp_path)
     assert fs.cat_file(f"{folder}/object") == b"old"
-    assert fs.list_multipart_uploads(BUCKET) == []
+    assert uploads_below(fs, folder) == []
     proxy.faults[0].times = 2
     write(fs, f"{folder}/object", way, size, tmp_path)
     assert proxy.faults[0].times == 0

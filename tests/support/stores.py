@@ -83,6 +83,12 @@ class Store:
         return f"{self.bucket}/{key}"
 
 
+def uploads_below(fs: CSXFileSystem, folder: str) -> list[str]:
+    """The ids of the multipart uploads that are unfinished in a folder; one of another test must not fail this."""
+    bucket, _, prefix = folder.partition("/")
+    return [each["UploadId"] for each in fs.list_multipart_uploads(bucket) if each["Key"].startswith(f"{prefix}/")]
+
+
 def uploads(fs: CSXFileSystem, bucket: str, expected: int = 0) -> int:
     """How many multipart uploads are unfinished; an abort that nobody waits for is given some seconds."""
     deadline = time.monotonic() + 60
