@@ -18,7 +18,7 @@ from fsspec_csx.s3.client.error_mapping import code_of
 from fsspec_csx.s3.consistent_read import BytesBuffer
 from fsspec_csx.s3.put_object import Call
 from fsspec_csx.s3.readahead import AHEAD_REQUEST, ReadAhead
-from fsspec_csx.s3.transport.byte_range import Check, RangeRequest
+from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import in_thread
 from fsspec_csx.s3.transport.checksum import CRC32, Algorithm, of_object
 from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, run_and_wait, start
@@ -191,21 +191,20 @@ class ReadFile(S3File):  # type: ignore[misc]
                 raise ValueError(msg)
         part = self.fs.request_size(total or sum(len(memory) for _, memory in spans))
         algorithm = CRC32 if crc32 else algorithm
-        check = algorithm.compute if algorithm else None
         progress: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         check_off_loop(self.fs)
-        work = Work(self.fs.loop, functools.partial(self._fetch, spans, part, progress.put, check))
+        work = Work(self.fs.loop, functools.partial(self._fetch, spans, part, progress.put, algorithm))
         work.add_done_callback(lambda _: progress.put(None))
         try:
             work.schedule()
             while (count := progress.get()) is not None:
                 if advance:
                     advance(count)
-            ranges = work.result()
+            found: list[int] = work.result()
         except BaseException:
             work.end()  # no request may write to the caller's memory any more
             raise
-        return checksums(ranges, len(spans), algorithm.combine) if algorithm else []
+        return found
 
     def object_checksum(self) -> tuple[Algorithm, str] | None:
         """Return the algorithm and the value, as S3 writes it, of the object's checksum; None if the server has none.
@@ -256,8 +255,8 @@ class ReadFile(S3File):  # type: ignore[misc]
         spans: Sequence[Span],
         part: int,
         advance: Callable[[int], object] = lambda count: None,
-        check: Check | None = None,
-    ) -> Sequence[RangeRequest]:
+        algorithm: Algorithm | None = None,
+    ) -> list[int]:
         pinned = version_id_kw(self.version_id)
         read_kw: Any = getattr(self, "read_kw", self.req_kw)  # older releases of s3fs have only req_kw
         known = self._details.get("ETag") if self._details is not None else None
@@ -271,6 +270,7 @@ class ReadFile(S3File):  # type: ignore[misc]
         await self.fs.set_session()
         fetch = functools.partial(self.fs.transfer.fetch, get, alike=self._alike)
         ranges: Sequence[RangeRequest] | None = None
+        check = algorithm.compute if algorithm else None
         try:
             if (blocks := await self._cached_blocks()) is not None:
                 ranges = await cached_read.fetch(self.fs.transfer, fetch, blocks, spans, part, advance, check)
@@ -283,7 +283,10 @@ class ReadFile(S3File):  # type: ignore[misc]
             raise
         if known and any(each.etag not in (None, known) for each in ranges):
             raise FileExpired(self.path, known)
-        return ranges
+        found = checksums(ranges, len(spans), algorithm.combine) if algorithm else []
+        for each in ranges:
+            each.forget_buffers()
+        return found
 
     async def _cached_blocks(self) -> CachedObject | None:
         if self.fs.block_cache is None or not self._cache_names:

@@ -27,6 +27,9 @@ from s3fs.utils import FileExpired
 from fsspec_csx.errors import ObjectNotFoundError
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.readahead import Chunk, ReadAhead
+from fsspec_csx.s3.transport.byte_range import RangeRequest
+from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
+from fsspec_csx.s3.transport.event_loop import Work
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
 from fsspec_csx.testing import LocalS3
@@ -246,6 +249,31 @@ def test_caller_may_resize_the_memory_at_once() -> None:
     assert queued
     memory.extend(b"more")
     assert memory == DATA[: 9 * MIB] + b"more"
+
+
+def test_requests_that_have_ended_hold_no_memory(fs: CSXFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a read has returned, its memory may be resized, though a thread may still refer to the work or a request."""
+    kept = list[Any]()
+
+    def keep(kind: type) -> None:
+        init = kind.__init__  # type: ignore[misc]
+        monkeypatch.setattr(kind, "__init__", lambda self, *a, **k: init(self, *a, **k) or kept.append(self))
+
+    keep(Work)
+    keep(RangeRequest)
+    fs.connect()
+    for requests in (MIN_REQUESTS, 64):
+        with fs.transfer.slots.fixed(requests), fs.open(PATH, "rb") as file:
+            for start in (0, 10 * MIB):
+                memory, other = bytearray(9 * MIB), bytearray(MIB)
+                assert file.readinto(memory) == 9 * MIB
+                file.readinto_many([(start + 3, memoryview(other))], crc32=True)
+                memory.extend(b"more")
+                other.extend(b"more")
+                assert memory == DATA[start : start + 9 * MIB] + b"more"
+                assert other == DATA[start + 3 : start + 3 + MIB] + b"more"
+                file.seek(10 * MIB)
+    assert len(kept) > 10
 
 
 def test_closed_while_another_thread_reads(fs: CSXFileSystem) -> None:

@@ -188,6 +188,10 @@ class RangeRequest:
         for piece in self._pieces:
             piece.crc = 0
 
+    def forget_buffers(self) -> None:
+        """Drop the buffers of a complete range: their owner may resize them, though a thread still holds the range."""
+        self._pieces.clear()
+
     def forget_failures(self) -> None:
         """Clear the count of wrong responses, and the failure."""
         self.failure, self._wrong = None, 0

@@ -37,7 +37,7 @@ class Work(Future[Any]):
         super().__init__()
         self._loop = loop
         self._scope = Scope()
-        self._call = call
+        self._call: Callable[[], Awaitable[Any]] | None = call
         self._task: asyncio.Task[Any] | None = None
 
     def schedule(self) -> None:
@@ -59,7 +59,9 @@ class Work(Future[Any]):
         self._task.add_done_callback(self._finish)
 
     async def _run(self) -> Any:
-        return await within(self._scope, self._call)
+        call, self._call = self._call, None  # its arguments may be memory that the caller resizes afterwards
+        assert call is not None
+        return await within(self._scope, call)
 
     def _finish(self, task: asyncio.Task[Any]) -> None:
         self._task = None
