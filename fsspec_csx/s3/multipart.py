@@ -30,11 +30,12 @@ _ANSWER_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class UploadedPart:
-    """A part that the server has from an earlier attempt.
+    """A part that the server has.
 
     Attributes:
+        length: in bytes; 0 if unknown.
         crc64nvme: of its bytes; None if it was not computed.
-        checksums: those of the server, in the form for CompleteMultipartUpload.
+        checksums: those of the server that CompleteMultipartUpload must name.
     """
 
     etag: str
@@ -65,12 +66,10 @@ class MultipartUpload:
         self._checked = checked
         self._carried = False  # whether its requests carry checksums; decided when it is created
         self._record = record
-        self._parts = SignedParts()
+        self._signed = SignedParts()
         self.id: str | None = None
         self.kept: dict[int, UploadedPart] = {}
-        self._etags: dict[int, str] = {}
-        self._part_checksums: dict[int, dict[str, str]] = {}
-        self._checksums: dict[int, tuple[int, int] | None] = {}
+        self._parts: dict[int, UploadedPart] = {}
 
     async def __aenter__(self) -> MultipartUpload:
         return self
@@ -123,16 +122,12 @@ class MultipartUpload:
             etag, crc = record.parts.get(number, ("", None))
             etags = {part["ETag"].strip('"') for part in parts}
             if etags == {etag.strip('"')} and (crc is not None or not self._checked):
-                kept[number] = UploadedPart(
-                    etag, parts[0]["Size"], crc, {} if self._checked else _checksums_in(parts[0])
-                )
+                kept[number] = UploadedPart(etag, parts[0]["Size"], crc, self._checksums_in(parts[0]))
         return kept
 
     def keep(self, number: int) -> None:
         """Use a part that the server has from an earlier attempt."""
-        part = self.kept[number]
-        self._etags[number], self._part_checksums[number] = part.etag, part.checksums
-        self._checksums[number] = None if part.crc64nvme is None else (part.crc64nvme, part.length)
+        self._parts[number] = self.kept[number]
 
     async def create(self) -> None:
         """Create the upload; a cancellation first waits for the server's answer, whose id it needs to abort."""
@@ -159,12 +154,9 @@ class MultipartUpload:
             checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(payload.crc64nvme)} if self._carried else {}
             return await self._call("upload_part", PartNumber=number, UploadId=self.id, Body=payload, **checksum)
 
-        send = functools.partial(self._parts.send, number, payload, put) if self._checked else put
+        send = functools.partial(self._signed.send, number, payload, put) if self._checked else put
         answer = await self._transfer.send(send, payload)
-        self._etags[number] = answer["ETag"]
-        self._part_checksums[number] = {} if self._checked else _checksums_in(answer)
-        self._checksums[number] = (payload.crc64nvme, payload.length) if self._checked else None
-        await self._remember(number, payload.crc64nvme if self._checked else None)
+        await self._add(number, answer, payload.length, payload.crc64nvme if self._checked else None)
 
     async def copy(self, number: int, *, length: int = 0, **source: Any) -> None:
         """Copy a part from another object by UploadPartCopy, when a request slot is free.
@@ -175,33 +167,41 @@ class MultipartUpload:
         async with self._transfer.turn():
             answer = await self._call("upload_part_copy", PartNumber=number, UploadId=self.id, **source)
             self._transfer.slots.moved(length)
-        self._etags[number] = answer["CopyPartResult"]["ETag"]
-        self._part_checksums[number] = {} if self._checked else _checksums_in(answer["CopyPartResult"])
-        self._checksums[number] = None
-        await self._remember(number, None)
+        await self._add(number, answer["CopyPartResult"], length, None)
 
-    async def _remember(self, number: int, checksum: int | None) -> None:
+    async def _add(self, number: int, answer: Any, length: int, crc64nvme: int | None) -> None:
+        self._parts[number] = UploadedPart(answer["ETag"], length, crc64nvme, self._checksums_in(answer))
         if self._record:
-            await in_thread(self._record.add, number, self._etags[number], checksum)
+            await in_thread(self._record.add, number, answer["ETag"], crc64nvme)
+
+    def _checksums_in(self, answer: Any) -> dict[str, str]:
+        """Return the checksums in a response that CompleteMultipartUpload must name, as some algorithms require it."""
+        names = () if self._checked else answer  # with CRC64NVME, the checksum of the object is enough
+        return {name: answer[name] for name in names if name.startswith("Checksum") and name != "ChecksumType"}
 
     @property
     def crc64nvme(self) -> int | None:
         """The checksum of the object; None unless the checksum of every part is known."""
-        parts = [known for number in sorted(self._etags) if (known := self._checksums[number]) is not None]
-        if not self._checked or len(parts) < len(self._etags):
-            return None
-        return functools.reduce(lambda before, part: CRC64NVME.combine(before, *part), parts, 0)
+        crc = 0
+        for _, part in sorted(self._parts.items()):
+            if not self._checked or part.crc64nvme is None:
+                return None
+            crc = CRC64NVME.combine(crc, part.crc64nvme, part.length)
+        return crc
 
     @property
     def etag(self) -> str | None:
-        """The ETag that the object will have; None if the ETags of the parts are not MD5 sums."""
-        return _etag([self._etags[number] for number in sorted(self._etags)])
+        """The ETag that the object will have, by S3's rule; None if the ETags of the parts are not MD5 sums."""
+        etags = [part.etag.strip('"') for _, part in sorted(self._parts.items())]
+        if not all(re.fullmatch("[0-9a-f]{32}", etag) for etag in etags):
+            return None
+        joined = bytes.fromhex("".join(etags))
+        return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(etags)}"
 
     async def complete(self, **conditions: str) -> Any:
         """Complete the upload, and return the server's answer."""
-        numbers = sorted(self._etags)
         parts = [
-            {"PartNumber": number, "ETag": self._etags[number], **self._part_checksums[number]} for number in numbers
+            {"PartNumber": number, "ETag": part.etag, **part.checksums} for number, part in sorted(self._parts.items())
         ]
         checksum = {}
         if self._carried and (crc := self.crc64nvme) is not None:
@@ -269,16 +269,3 @@ def _is_resumable(error: BaseException) -> bool:
     """Return whether an upload with this error was only interrupted, so that it can be resumed."""
     interruptions = (ConnectionError, TimeoutError, ExpiredCredentialsError)
     return not isinstance(error, Exception) or isinstance(error, interruptions) or code_of(error) in BUSY
-
-
-def _checksums_in(answer: Any) -> dict[str, str]:
-    """Return the checksums of a part in a response; CompleteMultipartUpload requires those of some algorithms."""
-    return {name: answer[name] for name in answer if name.startswith("Checksum") and name != "ChecksumType"}
-
-
-def _etag(parts: list[str]) -> str | None:
-    """Return the ETag that S3 computes from the ETags of parts; None if they are not MD5 sums."""
-    if not all(re.fullmatch('"?[0-9a-f]{32}"?', part) for part in parts):
-        return None
-    joined = b"".join(bytes.fromhex(part.strip('"')) for part in parts)
-    return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(parts)}"
