@@ -7,7 +7,8 @@ Whole objects are verified by the server's checksum, if there is one.
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from s3fs import S3FileSystem
@@ -22,11 +23,21 @@ from fsspec_csx.s3.consistent_read import (
 )
 from fsspec_csx.s3.first_bytes import FirstBytes
 from fsspec_csx.s3.listing import object_info
+from fsspec_csx.s3.many_requests import ObjectGet, has_checksum, run_requests
+from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.resumable_download import resume
 from fsspec_csx.s3.transport.byte_range import FileRange, RangeRequest
-from fsspec_csx.s3.transport.call_scope import scope
+from fsspec_csx.s3.transport.call_scope import in_thread, scope
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
 from fsspec_csx.storage.local_file import atomic_local_write, write_at
+
+# More than _MANY objects of up to _SMALL bytes are read into memory by requests without botocore.
+_SMALL, _MANY = 2**20, 16
+ObjectRead: TypeAlias = tuple[str, int, memoryview, int]
+"""The path of an object, the position of the first byte, the memory to fill, and the object's expected size in bytes.
+
+The memory is writable, contiguous and of single bytes.
+"""
 
 
 async def cat_file(
@@ -81,17 +92,22 @@ async def _read_range(fs: Any, path: str, found: PinnedObject, start: int, end: 
 async def read_whole(fs: Any, found: PinnedObject, head: FirstBytes | None = None) -> bytes:
     """Return the bytes of an object; ``head`` holds its first bytes, if they were read before."""
     await fs.set_session()
-    begun, head = head is not None, head or FirstBytes(found)
+    head = head or FirstBytes(found)
     try:
-        if not begun:
-            await fs.transfer.fetch(found.get, [head])
-        return await _rest_of(fs, found, head)
+        await _begin(fs, found, head)
+        return await _read_rest(fs, found, head)
     finally:
         head.forget()  # an exception's traceback may keep it alive
 
 
-async def _rest_of(fs: Any, found: PinnedObject, head: FirstBytes) -> bytes:
+async def _begin(fs: Any, found: PinnedObject, head: FirstBytes) -> None:
+    """Read the first bytes of an object, unless they were read before."""
+    if not head.filled:
+        await fs.transfer.fetch(found.get, [head])
     found.etag = found.etag or head.etag
+
+
+async def _read_rest(fs: Any, found: PinnedObject, head: FirstBytes) -> bytes:
     if not head.cut_off:
         verify_checksum(found, head, head.memory, [])
         return head.value()
@@ -140,42 +156,101 @@ async def get_file(
     lpath, exclusive = os.path.realpath(lpath), mode == "create"  # links to folders may change during a download
     if resumable and await resume(fs, rpath, version_id, lpath, callback, exclusive=exclusive):
         return
-    heads = [] if head is None else [head]
+    heads = [FirstBytes(rpath), head or FirstBytes(rpath)]  # the last is for the first try
     with atomic_local_write(lpath, exclusive=exclusive) as descriptor:
         await retry_if_changed(
-            lambda: _fetch(
-                fs, PinnedObject(fs, rpath, version_id), descriptor, heads.pop() if heads else None, callback
-            )
+            lambda: _fetch(fs, PinnedObject(fs, rpath, version_id), descriptor, heads.pop(), callback)
         )
 
 
-async def _fetch(fs: Any, found: PinnedObject, descriptor: int, head: FirstBytes | None, callback: Callback) -> None:
+async def _fetch(fs: Any, found: PinnedObject, descriptor: int, head: FirstBytes, callback: Callback) -> None:
     """Write an object to an open file."""
-    probe: RangeRequest = head or FileRange(descriptor, 0, MIN_REQUEST, probing=True)
-    if head is not None:
-        write_at(descriptor, head.memory, 0)
+    try:
+        await _begin(fs, found, head)
+        await in_thread(write_at, descriptor, head.memory, 0)
+    finally:
         head.forget()
-    else:
-        await fs.transfer.fetch(found.get, [probe])
-    found.etag = found.etag or probe.etag
-    total = probe.total or probe.length
+    total = head.total or head.length
     callback.set_size(total)
-    callback.absolute_update(probe.length)
+    callback.absolute_update(head.length)
     part = fs.request_size(total)
     ranges = [
-        FileRange(descriptor, start, min(part, total - start), check=checksum_function(probe))
-        for start in range(probe.length, total, part)
+        FileRange(descriptor, start, min(part, total - start), check=checksum_function(head))
+        for start in range(head.length, total, part)
     ]
     await fs.transfer.fetch(found.get, ranges, callback.relative_update)
     os.ftruncate(descriptor, total)  # a former state of the object may have been longer
-    verify_checksum(found, probe, memoryview(os.pread(descriptor, probe.length, 0)), ranges)
+    verify_checksum(found, head, memoryview(os.pread(descriptor, head.length, 0)), ranges)
 
 
 def check_inside(rpath: str, lpath: str) -> None:
     """Refuse a local path that leads upwards because of ``..`` in the key: another person may have chosen the key."""
     parts = str(rpath).split("/")
-    if ".." in parts:
-        upwards = "/".join(parts[parts.index("..") :])
-        if str(lpath).endswith(upwards):
+    for number, part in enumerate(parts):
+        if part == ".." and str(lpath).endswith("/".join(parts[number:])):
             msg = f"The key {rpath!r} leads out of the folder it is fetched to. Fetch it alone, to a name of your own."
             raise ValueError(msg)
+
+
+async def readinto_objects(
+    fs: Any, wanted: Sequence[ObjectRead], advance: Callable[[int], object] = lambda count: None
+) -> list[int]:
+    """Fill many memories from many objects; objects that are read whole are verified by their checksums.
+
+    Args:
+        wanted: in any order.
+        advance: called on the event loop with the bytes read of each object.
+
+    Returns:
+        The actual size of each object in bytes, or its expected size if no bytes of it are wanted. Where the actual
+        size is another than expected, the memory may be filled in part.
+
+    Raises:
+        ObjectNotFoundError: if an object does not exist.
+        ChecksumError: if the bytes of an object fail verification by its checksum twice.
+    """
+    await fs.set_session()
+    found: dict[int, int] = {}
+
+    async def read(number: int) -> None:
+        found[number] = await retry_if_changed(lambda: _readinto_object(fs, wanted[number]))
+        advance(len(wanted[number][2]))
+
+    small = [_small_read(fs, number, each) for number, each in enumerate(wanted) if len(each[2]) == each[3] <= _SMALL]
+    if len(small) > _MANY:
+
+        def finished(request: ObjectGet) -> None:
+            body = request.body
+            found[request.number] = body.length if body.total is None else body.total
+            advance(len(wanted[request.number][2]))
+
+        await run_requests(fs, small, lambda request: read(request.number), finished)
+    await gather_or_cancel(read(number) for number in range(len(wanted)) if number not in found)
+    return [found[number] for number in range(len(wanted))]
+
+
+def _small_read(fs: Any, number: int, wanted: ObjectRead) -> ObjectGet:
+    path, _, memory, _ = wanted
+    state, request = PinnedObject(fs, path, None), RangeRequest(0, probing=True)
+    request.add(0, 0, memory)
+    check = lambda body: has_checksum(state, body, memory[: body.length])  # noqa: E731
+    return ObjectGet(state, request, check, number)
+
+
+async def _readinto_object(fs: Any, wanted: ObjectRead) -> int:
+    path, start, memory, size = wanted
+    found = PinnedObject(fs, path, None)
+    part = fs.request_size(len(memory))
+    if start or len(memory) != size:
+        ranges = coalesce([(start, memory)], part)
+        await fs.transfer.fetch(found.get, ranges)
+        return ranges[0].total or size if ranges else size
+    probe = RangeRequest(0, probing=True)
+    probe.add(0, 0, memory[:MIN_REQUEST])
+    await fs.transfer.fetch(found.get, [probe])
+    total = probe.length if probe.total is None else probe.total
+    if total == size:
+        ranges = coalesce([(MIN_REQUEST, memory[MIN_REQUEST:])], part, checksum_function(probe))
+        await fs.transfer.fetch(found.get, ranges)
+        verify_checksum(found, probe, memory[:MIN_REQUEST], ranges)
+    return total

@@ -26,7 +26,6 @@ from fsspec_csx.s3 import (
     listing,
     many_ranges,
     names,
-    object_reads,
     server_copy,
     transactions,
     trees,
@@ -185,7 +184,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     _get_file = download.get_file
     _cat = trees.cat
     _get = trees.get
-    _readinto_objects = object_reads.readinto_objects
+    _readinto_objects = download.readinto_objects
 
     # -- from memory and local files to S3 --------------------------------------------------------------------------
 

@@ -61,14 +61,6 @@ def check_distinct(pairs: Iterable[PathPair]) -> None:
             raise ValueError(msg)
 
 
-def check_inside(pairs: Iterable[PathPair], folder: str) -> None:
-    """Raise ValueError if a local target leads upwards from its folder: another person may have chosen the keys."""
-    for each in pairs:
-        if ".." in each.target[len(folder.rstrip("/")) :].split("/"):
-            msg = f"The key {each.source!r} leads out of {folder!r}. Fetch it alone, to a name of your own."
-            raise ValueError(msg)
-
-
 def check_local(pairs: Iterable[PathPair]) -> None:
     """Check that local targets can exist together.
 

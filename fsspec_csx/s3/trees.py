@@ -17,14 +17,14 @@ from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.implementations.local import LocalFileSystem, make_path_posix, trailing_sep
 from fsspec.utils import is_exception
 
-from fsspec_csx.s3.download import cat_file
+from fsspec_csx.s3.download import cat_file, check_inside
 from fsspec_csx.s3.download import get_file as get_one
 from fsspec_csx.s3.first_bytes import FirstBytes
 from fsspec_csx.s3.listing import check_depth
 from fsspec_csx.s3.many_objects import cat_files, get_files, is_not_overridden, pipe_files, put_files
 from fsspec_csx.s3.move import folder_error, move
 from fsspec_csx.s3.names import Expansion, expand, is_pattern, not_found_error, path_of
-from fsspec_csx.s3.targets import PathPair, check_distinct, check_inside, check_local, pair_paths, zip_paths
+from fsspec_csx.s3.targets import PathPair, check_distinct, check_local, pair_paths, zip_paths
 from fsspec_csx.s3.transport.call_scope import contained
 from fsspec_csx.s3.transport.compat import run_in_chunks
 from fsspec_csx.s3.versions import check_writable
@@ -150,7 +150,8 @@ async def get(
         is_list = not isinstance(rpath, str)
         into = not is_list and not found[0].is_match and exists and not trailing_sep(rpath)
         pairs = pair_paths(found, target, is_list=is_list, into=into)
-        check_inside(pairs, target)
+        for pair in pairs:
+            check_inside(pair.source, pair.target)
     check_local(pairs)
     for folder in {pair.target if pair.type == "directory" else os.path.dirname(pair.target) for pair in pairs}:
         os.makedirs(folder or ".", exist_ok=True)
