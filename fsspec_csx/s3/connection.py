@@ -16,8 +16,8 @@ from s3fs import S3FileSystem
 from fsspec_csx.errors import BucketNotFoundError, DeleteError, ExpiredCredentialsError, WrongRegionError
 from fsspec_csx.redaction import redact_logs
 from fsspec_csx.s3.block_cache import BlockCache
-from fsspec_csx.s3.client import checksum_headers, credentials, handlers, incomplete_credentials, retries
-from fsspec_csx.s3.client.clients import Lease, close_when_unused, keep_while_read
+from fsspec_csx.s3.client import checksum_headers, credentials, incomplete_credentials, retries
+from fsspec_csx.s3.client.clients import Lease, close_when_unused, keep_while_read, register_handlers
 from fsspec_csx.s3.client.error_mapping import FailedRequest, code_of, explain
 from fsspec_csx.s3.client.no_redirects import BoundedHTTPSession, NoRedirectSession, forbid_redirects
 from fsspec_csx.s3.file import CSXFile, discard_all
@@ -148,7 +148,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             close_when_unused(client, asyncio.get_running_loop())
             # Clients of other regions share the threads.
             transfer = self.transfer if client is self._s3 else self._make_transfer(client, self.transfer)
-            handlers.register(client, transfer, self._checksum_headers, self._first_contact)
+            register_handlers(client, transfer, self._checksum_headers, self._first_contact)
             self._watched.add(client)
         return client
 

@@ -8,7 +8,7 @@ from typing import Any
 from s3fs.core import version_id_kw
 
 from fsspec_csx.s3.listing import check_depth, list_keys
-from fsspec_csx.s3.names import expand, may_match, not_found_error, path_of
+from fsspec_csx.s3.names import expand, folder_error, may_match, not_found_error, path_of
 from fsspec_csx.s3.transport.compat import run_in_chunks
 
 # The most objects that one request can delete.
@@ -50,11 +50,11 @@ async def _deletable(fs: Any, path: str, recursive: bool, maxdepth: int | None) 
     if not recursive and not may_match(fs, path):
         info = await fs._info(path)
         if info["type"] == "directory":
-            raise _folder_error(path)
+            raise folder_error(path, "delete")
         return [path if fs.split_path(path)[2] else info["name"]]
     found = await expand(fs, path, recursive, maxdepth, markers=True, ask=False)
     if found.entries and not found.files and not recursive:
-        raise _folder_error(path)
+        raise folder_error(path, "delete")
     return [path_of(each) for each in found.files]
 
 
@@ -100,7 +100,7 @@ async def rm_file(fs: Any, path: str, **kwargs: Any) -> None:
     """Delete an object, or the version in the path, by one request; it is no error if it is missing."""
     bucket, key, version = fs.split_path(path)
     if not key:
-        raise _folder_error(path)
+        raise folder_error(path, "delete")
     fs.invalidate_cache(f"{bucket}/{key}")
     await fs._call_s3("delete_object", Bucket=bucket, Key=key, **version_id_kw(version))
 
@@ -127,8 +127,3 @@ async def rmdir(fs: Any, path: str) -> None:
         raise FileExistsError(msg)
     else:
         raise not_found_error(f"{bucket}/{key}")
-
-
-def _folder_error(path: str) -> IsADirectoryError:
-    msg = f"{path!r} is a folder, and nothing was deleted. Pass recursive=True to delete all below it."
-    return IsADirectoryError(msg)

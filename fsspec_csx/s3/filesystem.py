@@ -25,6 +25,7 @@ from fsspec_csx.s3 import (
     interrupt,
     listing,
     many_ranges,
+    move,
     names,
     server_copy,
     transactions,
@@ -199,8 +200,8 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
 
     _cp_file = server_copy.cp_file
     _copy = trees.copy
-    _mv = trees.mv
-    _mv_file = trees.mv_file
+    _mv = move.mv
+    _mv_file = move.mv_file
     _merge = server_copy.merge
     _setxattr = server_copy.setxattr
     _take_file = copy.take_file

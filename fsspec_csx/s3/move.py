@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from s3fs.utils import FileExpired
@@ -13,29 +13,43 @@ from fsspec_csx.errors import ChecksumError
 from fsspec_csx.s3.consistent_read import head_object
 from fsspec_csx.s3.delete import delete_objects
 from fsspec_csx.s3.directory_buckets import is_directory_bucket
+from fsspec_csx.s3.names import folder_error
 from fsspec_csx.s3.targets import PathPair, check_distinct
+from fsspec_csx.s3.transport.call_scope import contained
 from fsspec_csx.s3.transport.checksum import of_object
 from fsspec_csx.s3.transport.compat import run_in_chunks
+from fsspec_csx.s3.trees import copy_pairs
 
 # Matches an ETag that may be the MD5 of the content.
 _MD5 = re.compile(r'"?[0-9a-f]{32}"?')
 
 
-async def move(fs: Any, pairs: Sequence[PathPair], **kwargs: Any) -> None:
+@contained
+async def mv(
+    fs: Any, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any
+) -> None:
     """Move objects; if one cannot be moved, no source is deleted. An object whose name does not change stays.
 
     Raises:
         ChecksumError: if a copy differs from its source.
         FileExpired: an OSError, if a source was replaced meanwhile.
-        IsADirectoryError: if a source is a folder.
-        ValueError: before anything is copied, if two sources have one target.
+        FileNotFoundError: if nothing has the name or matches the pattern.
+        IsADirectoryError: if a source is a folder, unless ``recursive``.
+        ValueError: before anything is copied, if a target names a version, or two sources have one target.
     """
+    pairs = await copy_pairs(fs, path1, path2, recursive, maxdepth)
+    if not pairs:
+        raise folder_error(path1, "move")
+    check_distinct(pairs)
     files = [each for each in pairs if each.type != "directory"]
     moved = [each for each in files if fs.split_path(each.source) != fs.split_path(each.target)]
-    check_distinct(pairs)
     calls = [_copy_and_compare(fs, each, **kwargs) for each in moved]
     await run_in_chunks(calls, batch_size=fs.batch_size, nofiles=True)
     await delete_objects(fs, [each.source for each in moved])
+
+
+async def mv_file(fs: Any, path1: str, path2: str, **kwargs: Any) -> None:
+    await mv(fs, [path1], [path2], **kwargs)
 
 
 async def _copy_and_compare(fs: Any, pair: PathPair, **kwargs: Any) -> None:
@@ -43,7 +57,7 @@ async def _copy_and_compare(fs: Any, pair: PathPair, **kwargs: Any) -> None:
         before = await _head(fs, pair.source)
     except FileNotFoundError:
         if await fs._isdir(pair.source):
-            raise folder_error(pair.source) from None
+            raise folder_error(pair.source, "move") from None
         raise
     await fs._cp_file(pair.source, pair.target, **kwargs)
     copied, after = await asyncio.gather(_head(fs, pair.target), _head(fs, pair.source))
@@ -72,9 +86,3 @@ def _may_be_equal(source: Mapping[str, Any], copy: Mapping[str, Any], of_content
 def _is_md5(head: Mapping[str, Any]) -> bool:
     encrypted = "SSECustomerAlgorithm" in head or str(head.get("ServerSideEncryption", "")).startswith("aws:kms")
     return not encrypted and bool(_MD5.fullmatch(head["ETag"]))
-
-
-def folder_error(path: object) -> IsADirectoryError:
-    """Return the error for moving a folder without ``recursive``."""
-    msg = f"{path!r} is a folder, and nothing was moved. Pass recursive=True to move all below it."
-    return IsADirectoryError(msg)

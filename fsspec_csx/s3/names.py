@@ -191,6 +191,12 @@ def not_found_error(path: Any) -> ObjectNotFoundError:
     return ObjectNotFoundError(reason, "Check its name.")
 
 
+def folder_error(path: Any, verb: str) -> IsADirectoryError:
+    """Return the error for a folder where ``recursive`` is needed; ``verb`` is "move" or "delete"."""
+    msg = f"{path!r} is a folder, and nothing was {verb}d. Pass recursive=True to {verb} all below it."
+    return IsADirectoryError(msg)
+
+
 def _listing_for(pattern: str, maxdepth: int | None) -> tuple[str, str, int | None]:
     """Return the folder, the prefix of names and the depth of a listing that contains all possible matches."""
     match = _MAGIC.search(pattern)

@@ -1,4 +1,4 @@
-"""Trees: copying, moving, downloading, uploading and reading many objects, folders, patterns and lists of paths.
+"""Trees: copying, downloading, uploading and reading many objects, folders, patterns and lists of paths.
 
 A source is a name, a pattern, or a list of them. The target of one name is a name, or a folder to put it into; the
 target of many is a folder or a list of names. ``recursive`` adds what is below folders, down to ``maxdepth`` levels;
@@ -22,10 +22,8 @@ from fsspec_csx.s3.download import get_file as get_one
 from fsspec_csx.s3.first_bytes import FirstBytes
 from fsspec_csx.s3.listing import check_depth
 from fsspec_csx.s3.many_objects import cat_files, get_files, is_not_overridden, pipe_files, put_files
-from fsspec_csx.s3.move import folder_error, move
 from fsspec_csx.s3.names import Expansion, expand, is_pattern, not_found_error, path_of
 from fsspec_csx.s3.targets import PathPair, check_distinct, check_local, pair_paths, zip_paths
-from fsspec_csx.s3.transport.call_scope import contained
 from fsspec_csx.s3.transport.compat import run_in_chunks
 from fsspec_csx.s3.versions import check_writable
 
@@ -49,7 +47,7 @@ async def copy(
         FileNotFoundError: if nothing has the name or matches the pattern.
         ValueError: before anything is copied, if a target names a version, or two sources have one target.
     """
-    pairs = await _pairs(fs, path1, path2, recursive, maxdepth)
+    pairs = await copy_pairs(fs, path1, path2, recursive, maxdepth)
     check_distinct(pairs)
     calls = [_unless_folder(fs, fs._cp_file, each, **kwargs) for each in pairs if each.type != "directory"]
     size = batch_size or fs.batch_size
@@ -60,29 +58,7 @@ async def copy(
             raise error
 
 
-@contained
-async def mv(
-    fs: Any, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any
-) -> None:
-    """Move objects on the server: copy all, compare each copy with its source, then delete the sources.
-
-    Raises:
-        FileNotFoundError: if nothing has the name or matches the pattern.
-        IsADirectoryError: if a source is a folder, unless ``recursive``.
-        ChecksumError: if a copy differs from its source; then no source is deleted.
-        ValueError: before anything is copied, if a target names a version, or two sources have one target.
-    """
-    pairs = await _pairs(fs, path1, path2, recursive, maxdepth)
-    if not pairs:
-        raise folder_error(path1)
-    await move(fs, pairs, **kwargs)
-
-
-async def mv_file(fs: Any, path1: str, path2: str, **kwargs: Any) -> None:
-    await move(fs, await _pairs(fs, [path1], [path2], False, None), **kwargs)
-
-
-async def _pairs(fs: Any, path1: Any, path2: Any, recursive: bool, maxdepth: int | None) -> list[PathPair]:
+async def copy_pairs(fs: Any, path1: Any, path2: Any, recursive: bool, maxdepth: int | None) -> list[PathPair]:
     """Return the objects and folders to copy, with their targets."""
     if isinstance(path1, (list, tuple)) and isinstance(path2, (list, tuple)):
         pairs = zip_paths([_plain(fs, each) for each in path1], [_plain(fs, each) for each in path2])
