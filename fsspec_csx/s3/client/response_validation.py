@@ -5,9 +5,11 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Simple_Sto
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from botocore.parsers import ResponseParserError
@@ -71,26 +73,22 @@ class Parsers:
     def __init__(self, made: Any) -> None:
         self._made = made
 
-    def create_parser(self, protocol: str) -> _Parser:
-        return _Parser(self._made.create_parser(protocol))
+    def create_parser(self, protocol: str) -> SimpleNamespace:
+        return SimpleNamespace(parse=functools.partial(_parse, self._made.create_parser(protocol)))
 
 
-class _Parser:
-    def __init__(self, parser: Any) -> None:
-        self._parser = parser
-
-    async def parse(self, response: dict[str, Any], shape: Any) -> Any:
-        if isinstance(response["body"], bytes) and response["status_code"] < 300:
-            _check_root(response["context"]["operation_name"], response["body"])
-        try:
-            return await self._parser.parse(response, shape)
-        except ResponseParserError:
-            retries.note_unclear()
-            raise ResponseParserError(_DAMAGED) from None
-        except Exception as error:
-            retries.note_unclear()
-            msg = f"it has an invalid number or date, or is nested too deeply ({type(error).__name__})"
-            raise InvalidResponseError(msg) from error
+async def _parse(parser: Any, response: dict[str, Any], shape: Any) -> Any:
+    if isinstance(response["body"], bytes) and response["status_code"] < 300:
+        _check_root(response["context"]["operation_name"], response["body"])
+    try:
+        return await parser.parse(response, shape)
+    except ResponseParserError:
+        retries.note_unclear()
+        raise ResponseParserError(_DAMAGED) from None
+    except Exception as error:
+        retries.note_unclear()
+        msg = f"it has an invalid number or date, or is nested too deeply ({type(error).__name__})"
+        raise InvalidResponseError(msg) from error
 
 
 def _check_root(operation: str, body: bytes) -> None:
