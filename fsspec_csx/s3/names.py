@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fsspec.asyn import AsyncFileSystem
 from fsspec.utils import glob_translate
 
 from fsspec_csx.errors import ObjectNotFoundError
@@ -108,14 +109,12 @@ async def expand(
     recursive: bool = False,
     maxdepth: int | None = None,
     *,
-    literal: bool = False,
     markers: bool = False,
     ask: bool = True,
 ) -> Expansion:
     """Look up what a path stands for; a name without special characters is looked up only if ``recursive``.
 
     Args:
-        literal: whether the path is never a pattern.
         markers: whether to add the markers of folders, as files.
         ask: whether to look up the object of a folder's own name; otherwise its type is "unknown".
 
@@ -126,7 +125,7 @@ async def expand(
     if version:
         name = f"{bucket}/{key}"
         return Expansion(name, [{"name": name, "path": path, "type": "unknown"}])
-    if not literal and may_match(fs, path):
+    if may_match(fs, path):
         found, is_match = await _matches(fs, path, maxdepth, refresh=True)
     elif not recursive:
         found, is_match = [{"name": name, "type": "unknown"}], False
@@ -160,9 +159,7 @@ async def _expand_folder(fs: Any, path: str, maxdepth: int | None, markers: bool
         return found
 
 
-async def expand_path(
-    fs: Any, path: Any, recursive: bool = False, maxdepth: int | None = None, assume_literal: bool = False
-) -> list[str]:
+async def expand_path(fs: Any, path: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> Any:
     """Return the names that a path, or a list of paths, stands for; as ``fsspec.asyn.AsyncFileSystem.expand_path``.
 
     Raises:
@@ -170,19 +167,11 @@ async def expand_path(
         ValueError: if ``maxdepth`` is less than 1.
     """
     check_depth(maxdepth)
-    names: set[str] = set()
-    for each in [path] if isinstance(path, str) else path:
-        if recursive or (not assume_literal and may_match(fs, each)):
-            try:
-                found = await expand(fs, each, recursive, maxdepth, literal=assume_literal)
-            except FileNotFoundError:
-                continue
-            names |= {fs._strip_protocol(path_of(entry)) for entry in found.entries}
-        else:
-            names.add(fs._strip_protocol(each))
-    if not names:
-        raise not_found_error(path)
-    return sorted(names)
+    try:
+        paths = [path] if isinstance(path, str) else path  # for a name alone, fsspec would ignore ``assume_literal``
+        return await AsyncFileSystem._expand_path(fs, paths, recursive, maxdepth, **kwargs)
+    except FileNotFoundError as error:
+        raise not_found_error(path) from error
 
 
 def not_found_error(path: Any) -> ObjectNotFoundError:
