@@ -102,7 +102,6 @@ class AsyncReadFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         return data
 
     async def close(self) -> None:
-        """Close the connection."""
         self.closed = True
         if self._body is not None:
             self._body.close()
@@ -171,7 +170,6 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
                 await self._end()
 
     async def commit(self) -> None:
-        """Publish what was written."""
         await self.close()
 
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:

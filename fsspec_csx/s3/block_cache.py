@@ -191,7 +191,6 @@ class CachedObject:
         return not self._full
 
     def add(self, block: int, checksum: int) -> None:
-        """Record that a block is cached."""
         self._set(block, _ENTRY.pack(_MARK, checksum))
 
     def drop(self, block: int) -> None:
@@ -209,7 +208,6 @@ class CachedObject:
         return self._lock("F_WRLCK", start, end)
 
     def release(self, start: int, end: int) -> None:
-        """End a claim."""
         self._lock("F_UNLCK", start, end)
 
     def _lock(self, kind: str, start: int, end: int) -> bool:

@@ -44,7 +44,6 @@ class CachedRange(RangeRequest):
 
     @property
     def end_of_blocks(self) -> int:
-        """Where the last block of the range ends."""
         return min(-(-self.end // BLOCK) * BLOCK, self.blocks.size)
 
     @property
@@ -91,7 +90,6 @@ class CachedRange(RangeRequest):
         return False
 
     def advance(self, count: int) -> None:
-        """See ``RangeRequest``."""
         if not self._local and self.etag == self.blocks.etag:
             self._write(self.next_buffer(count))
         super().advance(count)

@@ -97,7 +97,6 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
 
     @property
     def _s3creator(self) -> Lease | None:
-        """The creator of the client; see s3fs."""
         return self._lease
 
     @_s3creator.setter

@@ -76,7 +76,6 @@ class ObjectMetadata(CopySource):
 
 
 async def head_object(fs: Any, path: str, version_id: str | None = None, **options: Any) -> dict[str, Any]:
-    """Return the answer to HeadObject."""
     bucket, key, version = fs.split_path(path)
     named = {"Bucket": bucket, "Key": key, **version_id_kw(version_id or version)}
     # S3 ignores other options of the filesystem, but needs the encryption keys among them.
@@ -85,7 +84,6 @@ async def head_object(fs: Any, path: str, version_id: str | None = None, **optio
 
 
 async def object_metadata(fs: Any, path: str, version_id: str | None = None) -> ObjectMetadata:
-    """Look up the metadata of an object."""
     bucket, key, version = fs.split_path(path)
     await fs.set_session()
     head = await head_object(fs, path, version_id, ChecksumMode="ENABLED")
@@ -101,10 +99,9 @@ class BytesBuffer:
     def __init__(self, size: int, name: object) -> None:
         self._size = size
         self._file = io.BytesIO(allocate(size, name))
-        self.memory = memoryview(b"")
+        self.memory = self._file.getbuffer()
 
     def __enter__(self) -> BytesBuffer:
-        self.memory = self._file.getbuffer()
         return self
 
     def __exit__(self, *args: object) -> None:

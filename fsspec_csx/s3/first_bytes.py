@@ -32,23 +32,19 @@ class FirstBytes(RangeRequest):
         return self._target.getvalue(self.length) if self._target else b""
 
     def expect(self, status: int, headers: Mapping[str, str]) -> None:
-        """See ``RangeRequest``."""
         super().expect(status, headers)
         if not self.filled:
             self._target = None  # allocated for another size
 
     def restart(self) -> None:
-        """Discard the bytes that have arrived."""
         self.filled = 0
 
     def next_buffer(self, most: int) -> memoryview:
-        """Return the next free memory, at most ``most`` bytes; empty when the range is complete."""
         if self._target is None:
-            self._target = BytesBuffer(self.length, self._name).__enter__()
+            self._target = BytesBuffer(self.length, self._name)
         return self.memory[self.filled : min(self.filled + most, self.length)]
 
     def advance(self, count: int) -> None:
-        """Record that ``count`` bytes of ``next_buffer`` were filled."""
         self.moved(count)
         self.filled += count
 

@@ -35,19 +35,16 @@ class HeadFile(FirstBytes):
         self._checksum = 0
 
     def expect(self, status: int, headers: Mapping[str, str]) -> None:
-        """See ``RangeRequest``."""
         super().expect(status, headers)
         if not self.filled:
             whole = self.total is not None and not self.cut_off
             self._in_steps = whole and self.length > _STEP and self._writable()
 
     def restart(self) -> None:
-        """Discard the bytes that have arrived."""
         super().restart()
         self._checksum = 0
 
     def next_buffer(self, most: int) -> memoryview:
-        """See ``FirstBytes``."""
         if not self._in_steps:
             return super().next_buffer(most)
         if not self._buffer:

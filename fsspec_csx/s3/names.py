@@ -36,7 +36,6 @@ class Expansion:
     is_match: bool = False
 
     def without_folders(self) -> Expansion:
-        """Return the expansion without its folders."""
         return replace(self, entries=self.files)
 
     @property

@@ -57,7 +57,6 @@ class CopiedSpan:
 
     @property
     def length(self) -> int:
-        """The number of bytes."""
         return self.end - self.start
 
     @property

@@ -80,12 +80,10 @@ class PartialFile:
         """The size of the file with the marks, in bytes."""
 
     def span(self, number: int) -> tuple[int, int]:
-        """Return position and length of a part, in bytes."""
         start = number * self._part
         return start, min(self._part, self._size - start)
 
     def mark(self, number: int, checksum: int) -> None:
-        """Mark a part as arrived."""
         mark = b"\1" + checksum.to_bytes(CRC64NVME.size, "big")
         os.pwrite(self.descriptor, mark, self._size + _MARK * number)
 
@@ -100,7 +98,6 @@ class PartialFile:
         return {number: crc for number, crc in self.marked().items() if self._computed(CRC64NVME, number) == crc}
 
     def missing(self, kept: dict[int, int]) -> list[FileRange]:
-        """Return the ranges of the other parts."""
         return [_MarkedRange(self, number) for number in self._parts if number not in kept]
 
     def _computed(self, algorithm: Algorithm, number: int, checksum: int = 0) -> int:
@@ -139,7 +136,6 @@ class _MarkedRange(FileRange):
         self._file, self._number = file, number
 
     def advance(self, count: int) -> None:
-        """Record that ``count`` bytes arrived, and mark the part when it is complete."""
         super().advance(count)
         if self.complete:
             try:

@@ -47,7 +47,6 @@ class FailedRequest:
 
     @property
     def target(self) -> str:
-        """The URL of the object or bucket."""
         return f"s3://{self.bucket}/{self.key}" if self.key else f"s3://{self.bucket}" if self.bucket else "S3"
 
 

@@ -51,7 +51,6 @@ class NoRedirectSession(AioSession):  # type: ignore[misc]
     """A session whose clients, and whose requests for credentials, follow no redirects."""
 
     def create_client(self, *args: Any, config: Any = None, **kwargs: Any) -> Any:
-        """Create a client; see ``AioSession``."""
         return super().create_client(*args, config=_guarded_config(config), **kwargs)
 
     def _get_internal_component(self, name: str) -> Any:

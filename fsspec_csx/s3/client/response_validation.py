@@ -45,8 +45,6 @@ _IDLE_PAGES = 1000
 
 
 class _Listing:
-    """The pages of one listing."""
-
     def __init__(self) -> None:
         self._names: set[Any] = set()
         self._first_and_last: set[tuple[str, str]] = set()

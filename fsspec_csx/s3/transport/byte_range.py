@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
 from fsspec_csx.errors import EndpointError
+from fsspec_csx.storage.local_file import write_at
 
 Check = Callable[[memoryview, int], int]
 
@@ -102,7 +102,6 @@ class RangeRequest:
 
     @property
     def end(self) -> int:
-        """The position after the last byte."""
         return self.start + self.length
 
     def give_up(self) -> None:
@@ -118,7 +117,6 @@ class RangeRequest:
 
     @property
     def complete(self) -> bool:
-        """Whether all bytes have arrived."""
         return self.filled == self.length
 
     def add(self, span: int, position: int, memory: memoryview) -> None:
@@ -266,28 +264,18 @@ class FileRange(RangeRequest):
         self._checksum = 0
 
     def restart(self) -> None:
-        """Discard the bytes that have arrived."""
         self.filled = self._checksum = 0
 
     def next_buffer(self, most: int) -> memoryview:
-        """Return a buffer for the next bytes, at most ``most``; empty when the range is complete."""
         if not self._buffer:
             self._buffer = memoryview(bytearray(min(most, self.length - self.filled)))
         return self._buffer[: min(most, self.length - self.filled)]
 
     def advance(self, count: int) -> None:
-        """Write ``count`` bytes of ``next_buffer``.
-
-        Raises:
-            OSError: if writing fails, for example because the disk is full.
-        """
         self.moved(count)
-        memory, position = self._buffer[:count], self.start + self.filled
         try:
-            while memory:
-                written = os.pwrite(self._descriptor, memory, position)
-                memory, position = memory[written:], position + written
-        except OSError as error:
+            write_at(self._descriptor, self._buffer[:count], self.start + self.filled)
+        except OSError as error:  # for example because the disk is full
             self.failure = error
             raise
         if self._check is not None:
@@ -297,7 +285,6 @@ class FileRange(RangeRequest):
             self._buffer = memoryview(b"")
 
     def checksums(self) -> list[tuple[int, int, int, int]]:
-        """See ``RangeRequest``."""
         return [(0, self.start, self._checksum, self.length)]
 
 

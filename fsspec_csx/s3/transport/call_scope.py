@@ -52,7 +52,6 @@ class Scope:
 
     @property
     def closed(self) -> bool:
-        """Whether the call is over."""
         return self._closed or (self._parent is not None and self._parent.closed)
 
     def join(self) -> None:

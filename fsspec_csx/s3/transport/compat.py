@@ -63,7 +63,6 @@ check(_NAMES)
 
 
 def http_session(client: Any) -> Any:
-    """Return the connections of a client."""
     return client._endpoint.http_session
 
 
@@ -80,12 +79,7 @@ def has_own_handlers(client: Any, operation: str) -> bool:
 
 
 def replace_parsers(client: Any, wrap: Callable[[Any], Any]) -> None:
-    """Replace the parsers of a client's responses.
-
-    Args:
-        client: of aiobotocore.
-        wrap: makes the new factory of parsers from the present one.
-    """
+    """Replace the parsers of a client's responses; ``wrap`` makes the new factory of parsers from the present one."""
     client._endpoint._response_parser_factory = wrap(client._endpoint._response_parser_factory)
 
 
@@ -145,7 +139,6 @@ def take_connection(pool: Any) -> Any:
 
 
 def give_connection_back(pool: Any, connection: Any) -> None:
-    """Return a connection to its pool."""
     pool._put_conn(connection)
 
 

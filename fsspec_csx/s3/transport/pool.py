@@ -84,7 +84,6 @@ class Transfer:
                 self._threads.start_idle_timer()
 
     def in_thread(self, function: Callable[..., T], *args: Any) -> Future[T]:
-        """Run a function in one of the threads."""
         return self._threads.submit(function, *args)
 
     async def fetch(
@@ -228,7 +227,6 @@ class Transfer:
         return await self._with(body, exchange, request, body)
 
     async def prepare(self, body: RequestBody) -> None:
-        """Prepare a body in its thread."""
         await self._with(body, body.prepare)
 
     async def prepared_and_sent(self, make: Callable[[RequestBody], Any], body: RequestBody) -> AioAWSResponse:
@@ -241,7 +239,6 @@ class Transfer:
         return await self._with(body, send)
 
     async def _with(self, body: Body, function: Callable[..., T], *args: Any) -> T:
-        """Call a function in the thread of a body."""
         return await asyncio.wrap_future(scope().begin(body, lambda: self._threads.submit(function, *args)))
 
 

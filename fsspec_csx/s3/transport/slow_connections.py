@@ -28,8 +28,6 @@ _MOST = 4  # the most connections of one transfer to replace
 
 
 class _Attempt:
-    """A request for a range, on one connection."""
-
     def __init__(self, wanted: RangeRequest) -> None:
         self.began = time.monotonic()
         self.wanted = wanted
