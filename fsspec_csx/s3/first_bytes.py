@@ -1,12 +1,19 @@
-"""FirstBytes: a request for the first bytes of an object, which may be the whole object."""
+"""Requests for the first bytes of an object, which may be the whole object, into memory or a local file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Callable, Mapping
 
-from fsspec_csx.s3.consistent_read import BytesBuffer
+from fsspec_csx.s3.consistent_read import BytesBuffer, checksum_function
 from fsspec_csx.s3.transport.byte_range import RangeRequest
+from fsspec_csx.s3.transport.checksum import of_object
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST
+from fsspec_csx.storage.local_file import add_filename, atomic_local_write, write_at
+
+# Bytes in memory at a time. Smaller objects, which may be many, are written in one piece.
+_STEP = 2**20
 
 
 class FirstBytes(RangeRequest):
@@ -51,3 +58,96 @@ class FirstBytes(RangeRequest):
     def forget(self) -> None:
         """Free the memory."""
         self._target = None
+
+
+class HeadFile(FirstBytes):
+    """A request for an object of unknown size; see ``FirstBytes``.
+
+    Args:
+        name: of the object, for messages.
+        target: the path of the file.
+        writable: whether the file can be written here; called in a thread.
+    """
+
+    def __init__(self, name: object, target: str, writable: Callable[[], bool]) -> None:
+        super().__init__(name)
+        self._path = target
+        self._writable = writable
+        self._in_steps = False
+        self._stack = contextlib.ExitStack()
+        self._descriptor: int | None = None
+        self._buffer = memoryview(b"")
+        self._checksum = 0
+
+    def expect(self, status: int, headers: Mapping[str, str]) -> None:
+        super().expect(status, headers)
+        if not self.filled:
+            whole = self.total is not None and not self.cut_off
+            self._in_steps = whole and self.length > _STEP and self._writable()
+
+    def restart(self) -> None:
+        super().restart()
+        self._checksum = 0
+
+    def next_buffer(self, most: int) -> memoryview:
+        if not self._in_steps:
+            return super().next_buffer(most)
+        if not self._buffer:
+            self._buffer = memoryview(bytearray(_STEP))
+        return self._buffer[: min(most, self.length - self.filled)]
+
+    def advance(self, count: int) -> None:
+        """Record that ``count`` bytes of ``next_buffer`` were filled, and write them if the object is large.
+
+        Raises:
+            OSError: if writing fails, for example because the disk is full.
+        """
+        if self._in_steps:
+            memory = self._buffer[:count]
+            try:
+                write_at(self._open(), memory, self.filled)
+            except OSError as error:
+                add_filename(error, self._path)
+                self.failure = error
+                raise
+            if (check := checksum_function(self)) is not None:
+                self._checksum = check(memory, self._checksum)
+        super().advance(count)
+
+    def _open(self) -> int:
+        if self._descriptor is None:
+            # Links to folders may change while a large object arrives.
+            path = os.path.realpath(self._path) if self._in_steps else self._path
+            self._descriptor = self._stack.enter_context(atomic_local_write(path))
+        return self._descriptor
+
+    def has_checksum(self) -> bool:
+        """Return whether the bytes match the object's checksum, if the server has one."""
+        known = of_object(self.headers)
+        if known is None:
+            return True
+        algorithm, expected = known
+        return algorithm.encoded(self._checksum if self._in_steps else algorithm.compute(self.memory, 0)) == expected
+
+    def store(self) -> bool:
+        """Publish the bytes as the local file; return False if the file cannot be written here."""
+        if not (self._in_steps or self._writable()):
+            return False
+        descriptor = self._open()
+        if not self._in_steps:
+            write_at(descriptor, self.memory, 0)
+        os.ftruncate(descriptor, self.length)  # a former state of the object may have been longer
+        self._stack.close()
+        self.forget()
+        return True
+
+    def forget(self) -> None:
+        """Free the memory, and remove an incomplete file."""
+        super().forget()
+        self._buffer, self._descriptor = memoryview(b""), None
+        with contextlib.suppress(_ForgottenError), self._stack:
+            raise _ForgottenError
+
+
+class _ForgottenError(Exception):
+    """Makes ``atomic_local_write`` discard its file."""

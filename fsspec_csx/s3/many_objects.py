@@ -14,8 +14,7 @@ from fsspec.callbacks import Callback
 from fsspec_csx.s3 import transactions
 from fsspec_csx.s3.consistent_read import PinnedObject, retry_if_changed
 from fsspec_csx.s3.download import check_inside, read_whole
-from fsspec_csx.s3.first_bytes import FirstBytes
-from fsspec_csx.s3.head_file import HeadFile
+from fsspec_csx.s3.first_bytes import FirstBytes, HeadFile
 from fsspec_csx.s3.many_requests import ObjectGet, ObjectPut, has_checksum, run_requests
 from fsspec_csx.s3.part_sizes import part_size_for
 from fsspec_csx.s3.transport.byte_range import RangeRequest

@@ -13,8 +13,7 @@ from fsspec_csx.errors import ChecksumError
 from fsspec_csx.s3.consistent_read import head_object
 from fsspec_csx.s3.delete import delete_objects
 from fsspec_csx.s3.directory_buckets import is_directory_bucket
-from fsspec_csx.s3.names import folder_error
-from fsspec_csx.s3.targets import PathPair, check_distinct
+from fsspec_csx.s3.names import PathPair, check_distinct, folder_error
 from fsspec_csx.s3.transport.call_scope import contained
 from fsspec_csx.s3.transport.checksum import of_object
 from fsspec_csx.s3.transport.compat import run_in_chunks

@@ -22,8 +22,18 @@ from fsspec_csx.s3.download import get_file as get_one
 from fsspec_csx.s3.first_bytes import FirstBytes
 from fsspec_csx.s3.listing import check_depth
 from fsspec_csx.s3.many_objects import cat_files, get_files, is_not_overridden, pipe_files, put_files
-from fsspec_csx.s3.names import Expansion, expand, is_pattern, not_found_error, path_of
-from fsspec_csx.s3.targets import PathPair, check_distinct, check_local, pair_paths, zip_paths
+from fsspec_csx.s3.names import (
+    Expansion,
+    PathPair,
+    check_distinct,
+    check_local,
+    expand,
+    is_pattern,
+    not_found_error,
+    pair_paths,
+    path_of,
+    zip_paths,
+)
 from fsspec_csx.s3.transport.compat import run_in_chunks
 from fsspec_csx.s3.versions import check_writable
 

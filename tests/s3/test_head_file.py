@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fsspec_csx.s3.head_file import HeadFile
+from fsspec_csx.s3.first_bytes import HeadFile
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 
 MIB = 2**20
