@@ -23,8 +23,9 @@ from fsspec_csx.distributed.planner import Planner, check_item
 from fsspec_csx.distributed.staging import stage
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.dcp import manifest
-from fsspec_csx.formats.dcp.folder import MANIFEST, MOST_PREFIXES, ShardedFolder, logger, shard_name
+from fsspec_csx.formats.dcp.folder import MANIFEST, MOST_PREFIXES, ShardedFolder, shard_name
 from fsspec_csx.formats.dcp.writer import Shard
+from fsspec_csx.storage.folder import logger
 from fsspec_csx.tensors import memory
 
 

@@ -1,4 +1,7 @@
-"""The interface of a format. A new format is a folder with a subclass of ``Format``, and a row in ``registry``."""
+"""The interface of a format. A new format is a folder with a subclass of ``Format``, and a row in ``registry``.
+
+If its checkpoints are folders, it also defines a ``FolderLayout``; see ``folder_layout``.
+"""
 
 from __future__ import annotations
 

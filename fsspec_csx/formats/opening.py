@@ -12,7 +12,6 @@ from fsspec import AbstractFileSystem
 
 from fsspec_csx.errors import CredentialsError, InvalidCheckpointError
 from fsspec_csx.formats import registry, sniff
-from fsspec_csx.formats.dcp.folder import has_shards
 from fsspec_csx.storage.files import open_file, resolve_path, unwrap_filesystem
 from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.paths import checkpoint_path, redacted
@@ -104,7 +103,7 @@ def _folder(fs: AbstractFileSystem | None, path: str, name: str, missing: OSErro
                 return
         if isinstance(missing, PermissionError):  # the other formats need the permission to list
             raise missing
-    if has_shards(names()):
+    if any(layout.is_unfinished(names()) for layout in registry.layouts()):
         reason = f"{name} has shards but no manifest: a save or a deletion did not finish."
         raise InvalidCheckpointError(reason, "Save it again, or delete it.")
     raise missing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -12,21 +12,23 @@ from fsspec_csx.formats import sniff
 
 if TYPE_CHECKING:
     from fsspec_csx.formats.base import Format
+    from fsspec_csx.formats.folder_layout import FolderLayout
     from fsspec_csx.formats.writer import CheckpointWriter
     from fsspec_csx.tensors.source import Source
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A format whose folder is not imported yet, because some formats import torch.distributed.
+    """A format whose folder is not imported yet.
 
     Attributes:
         folder: its folder in ``formats/``; the module ``format`` in it defines ``FORMAT``.
         suffixes: ``save`` uses the format for paths with these suffixes.
         suffix: the suffix of converted checkpoints; empty if they have none.
         others: further suffixes of files of the format.
-        file: whether a checkpoint is a single file.
-        manifest: a file that every folder of the format has; if empty, ``open_folder`` looks at the folder itself.
+        file: whether a checkpoint is a single file; if not, the module ``layout`` defines ``LAYOUT``.
+        lazy: whether the format is imported only for folders with the manifest of its layout, because it imports
+            torch.distributed.
     """
 
     folder: str
@@ -34,14 +36,14 @@ class _Row:
     suffix: str = ""
     others: tuple[str, ...] = ()
     file: bool = False
-    manifest: str = ""
+    lazy: bool = False
 
 
 # Files and folders are tried in this order. torch is last, because its reader explains what is wrong with files of
 # unknown formats.
 _ROWS = {
     "cerebras": _Row("cerebras", suffix=".mdl"),
-    "distributed": _Row("dcp", manifest=".metadata"),
+    "distributed": _Row("dcp", lazy=True),
     "huggingface": _Row("huggingface", (".safetensors.index.json",)),
     "safetensors": _Row("safetensors", (".safetensors",), ".safetensors", file=True),
     "torch": _Row("torch_zip", ("",), ".mdl", (".pt", ".pth", ".bin", ".ckpt"), file=True),
@@ -49,6 +51,9 @@ _ROWS = {
 
 SUFFIXES = tuple(each for row in _ROWS.values() if row.file for each in (row.suffix, *row.others))
 """The suffixes of checkpoint files."""
+
+INDEX_SUFFIXES = tuple(suffix for row in _ROWS.values() if not row.file for suffix in row.suffixes)
+"""The suffixes of files that stand for the checkpoint of their folder."""
 
 NAMES = ("torch", "safetensors", *(name for name, row in _ROWS.items() if not row.file))
 """The names of all formats; all can be written."""
@@ -62,6 +67,26 @@ def get_format(name: str) -> Format[Any]:
         raise ValueError(msg)
     found: Format[Any] = import_module(f"fsspec_csx.formats.{_ROWS[name].folder}.format").FORMAT
     return found
+
+
+@functools.cache
+def get_layout(name: str) -> FolderLayout:
+    """Return the layout of a format whose checkpoints are folders."""
+    found: FolderLayout = import_module(f"fsspec_csx.formats.{_ROWS[name].folder}.layout").LAYOUT
+    return found
+
+
+def layouts() -> list[FolderLayout]:
+    """Return the layouts of all formats whose checkpoints are folders."""
+    return [get_layout(name) for name, row in _ROWS.items() if not row.file]
+
+
+def manifests(names: Collection[str]) -> list[str]:
+    """Return the files that make a folder with these files a checkpoint of any format; none if it is no checkpoint."""
+    known = layouts()
+    if not any(each.is_checkpoint(names) for each in known):
+        return []
+    return [name for each in known for name in each.manifests(names)]
 
 
 def is_folder(name: str) -> bool:
@@ -100,13 +125,13 @@ def name_for(path: str) -> str:
 def folders(exists: Callable[[str], bool]) -> Iterator[Format[Any]]:
     """Yield the formats that a folder may have, in the order to try; ``exists`` says whether the folder has a file."""
     for name, row in _ROWS.items():
-        if not row.file and (not row.manifest or exists(row.manifest)):
+        if not row.file and (not row.lazy or exists(get_layout(name).manifest)):
             yield get_format(name)
 
 
 def multi_file_formats() -> list[Format[Any]]:
     """Return the formats in which one file may stand for a checkpoint of many files."""
-    return [get_format(name) for name, row in _ROWS.items() if not row.file and not row.manifest]
+    return [get_format(name) for name, row in _ROWS.items() if not row.file and not row.lazy]
 
 
 def format_of(source: Source) -> Format[Any]:

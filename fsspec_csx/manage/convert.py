@@ -11,7 +11,6 @@ from fsspec.callbacks import Callback
 
 from fsspec_csx.checkpoint.api import inspect
 from fsspec_csx.formats import registry
-from fsspec_csx.formats.huggingface.names import INDEX_SUFFIX, is_index
 from fsspec_csx.manage import naming
 from fsspec_csx.manage.location import Location, already_exists, needs_source_name, with_name
 from fsspec_csx.storage.progress import report_progress
@@ -81,7 +80,7 @@ def convert(
     if not overwrite and place.exists():
         raise already_exists(place.text)
     if overwrite:
-        _check_kind(place, folder=registry.is_folder(kind) and not is_index(place.name))
+        _check_kind(place, folder=registry.is_folder(kind) and not naming.is_index(place.name))
     with report_progress(callback, place.text) as progress, origin.source() as opened:
         import torch  # imported here, so that errors in paths are reported fast
 
@@ -111,7 +110,8 @@ def _check_kind(place: Location, *, folder: bool) -> None:
     if folder:
         msg = f"{place.display_path} is a file, but the checkpoint becomes a folder. Delete it, or choose another name."
         raise FileExistsError(msg)
-    if not place.bulk or place.fs.exists(f"{place.path}/{naming.METADATA}"):
+    own = [layout.manifest for layout in registry.layouts() if layout.lists_files]
+    if not place.bulk or any(place.fs.exists(f"{place.path}/{name}") for name in own):
         msg = f"{place.display_path} is a folder, but the checkpoint becomes a file. Delete it, or choose another name."
         raise IsADirectoryError(msg)
 
@@ -131,10 +131,12 @@ def _written(
     own = registry.suffix(kind)
     if not own and not text.endswith("/") and naming.is_sharded(os.listdir(text)):
         return target, kind  # the target itself is a checkpoint
-    suffix = next((each for each in (INDEX_SUFFIX, *registry.SUFFIXES) if name.endswith(each) and name != each), "")
-    if format is None and suffix == INDEX_SUFFIX:
+    suffixes = (*registry.INDEX_SUFFIXES, *registry.SUFFIXES)
+    suffix = next((each for each in suffixes if name.endswith(each) and name != each), "")
+    of_index = suffix in registry.INDEX_SUFFIXES
+    if format is None and of_index:
         return with_name(target, name), kind
     of_folder = not suffix and own and origin.is_folder()
-    if not own or of_folder or suffix == INDEX_SUFFIX or name.endswith(".safetensors") != (kind == "safetensors"):
+    if not own or of_folder or of_index or name.endswith(".safetensors") != (kind == "safetensors"):
         name = name[: len(name) - len(suffix)] + own
     return with_name(target, name), kind

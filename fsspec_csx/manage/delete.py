@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fsspec_csx.errors import CheckpointPathError
-from fsspec_csx.formats.dcp.folder import is_prefix
-from fsspec_csx.manage import cerebras_folders, naming, s3
+from fsspec_csx.errors import CheckpointPathError, DeleteError
+from fsspec_csx.formats.folder_layout import FolderLayout, OwnFiles
+from fsspec_csx.formats.registry import manifests
+from fsspec_csx.manage import naming, s3
 from fsspec_csx.manage.directory import Directory, explain_missing, map_parallel, missing, strip_slashes
 from fsspec_csx.manage.list import ListedCheckpoint
 from fsspec_csx.manage.location import refuse_index
+from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 
 
@@ -27,24 +29,32 @@ class DeleteTarget:
     manifests: Sequence[str]  # the files to delete first: without a manifest the folder is not a checkpoint
     size: int  # the size of all files, in bytes
     folder: str | None  # the path of the folder; None for a single file
-    # The metadata of a Cerebras checkpoint; None for other checkpoints. It is marked incomplete at first and deleted
-    # last, as only it identifies the other files.
-    metadata: str | None = None
-    # Names of files in folders below that stay, as damaged metadata does not say whose they are.
+    # The layout of a format whose manifest lists the files, and the path of the manifest; None for other formats. It
+    # is marked as unfinished at first and deleted last, as only it identifies the other files.
+    layout: FolderLayout | None = None
+    listing: str | None = None
+    # Names of files in folders below that stay, as a damaged manifest does not say whose they are; and their
+    # description as part of a sentence.
     left: Sequence[str] = ()
+    note: str = ""
 
     def phases(self, *, marked: bool) -> list[list[str]]:
-        """Return the files in the order of deletion; the metadata of a marked Cerebras checkpoint comes last.
+        """Return the files in the order of deletion; a manifest that was marked comes last.
 
         Shards come late, as they identify the folder after its manifests are gone.
         """
-        metadata = [self.metadata] if self.metadata else []
-        first = [*self.manifests, *(() if marked else metadata)]
-        apart = {*first, *metadata}
+        listing = [self.listing] if self.listing else []
+        first = [*self.manifests, *(() if marked else listing)]
+        apart = {*first, *listing}
         late = {file for file in self.files if naming.is_shard(file.rpartition("/")[2])} or {*self.files}
         others = [file for file in self.files if file not in apart and file not in late]
         parts = [file for file in self.files if file not in apart and file in late]
-        return [first, others, parts, metadata if marked else []]
+        return [first, others, parts, listing if marked else []]
+
+    @property
+    def as_folder(self) -> Folder:
+        """The folder, as formats take it."""
+        return Folder(self.fs, str(self.folder), redacted(self.path))
 
 
 def targets(
@@ -128,7 +138,7 @@ def _delete(fs: Any, to_delete: Sequence[DeleteTarget]) -> dict[str, Exception]:
     touched: set[str] = set()
     phases: dict[str, list[list[str]]] = {}
     former: dict[str, bytes] = {}
-    for each, was in zip(to_delete, map_parallel(fs, _mark_incomplete, to_delete), strict=True):
+    for each, was in zip(to_delete, map_parallel(fs, _mark_unfinished, to_delete), strict=True):
         if isinstance(was, Exception) and not isinstance(was, PermissionError):
             failed[each.path] = was
             continue
@@ -148,22 +158,24 @@ def _delete(fs: Any, to_delete: Sequence[DeleteTarget]) -> dict[str, Exception]:
         if each.path not in failed:
             remove_empty(fs, each.folder)
             if each.left:
-                failed[each.path] = cerebras_folders.error_for_remaining_objects(each.path, each.left)
-        elif each.path in former and each.path not in touched:
+                reason = f"{redacted(each.path)} was deleted, but {each.note}. They are left."
+                remedy = "Look at them, and delete those that nobody needs, such as by fsspec's rm_file."
+                failed[each.path] = DeleteError(reason, remedy)
+        elif each.layout and each.path in former and each.path not in touched:
             try:  # nothing was deleted, so the checkpoint is complete
-                cerebras_folders.write_metadata(fs, str(each.folder), former[each.path])
+                each.layout.restore(each.as_folder, former[each.path])
             except Exception as error:
                 failed[each.path] = error
     return failed
 
 
-def _mark_incomplete(to_delete: DeleteTarget) -> bytes | Exception | None:
-    """Mark a Cerebras checkpoint as incomplete, and return its former metadata, or the error."""
-    if to_delete.folder is None or to_delete.metadata is None:
+def _mark_unfinished(to_delete: DeleteTarget) -> bytes | Exception | None:
+    """Mark a checkpoint as unfinished if its manifest lists its files; return the former manifest, or the error."""
+    if to_delete.layout is None:
         return None
     try:
         names = [file.removeprefix(f"{to_delete.folder}/") for file in to_delete.files]
-        return cerebras_folders.mark_incomplete(to_delete.fs, to_delete.folder, names)
+        return to_delete.layout.mark_unfinished(to_delete.as_folder, names)
     except Exception as error:
         return error
 
@@ -197,17 +209,17 @@ def _folder(path: str, root: Directory) -> DeleteTarget:
     if not naming.is_sharded(names) and not (held and all(map(naming.is_shard, names))):
         msg = f"{redacted(path)} is a folder, but not a checkpoint. Name the checkpoints in it."
         raise IsADirectoryError(msg)
-    manifests = [root.inner(name) for name in naming.manifests(names)]
-    metadata, left = None, list[str]()
-    if naming.METADATA in names:
-        # Other manifests belong to files and checkpoints that stay.
-        metadata, manifests = root.inner(naming.METADATA), []
+    first = [root.inner(name) for name in manifests(names)]
+    listing, own = None, OwnFiles([], [])
+    layout = naming.listing_layout(names)
+    if layout:
+        listing, first = root.inner(layout.manifest), []  # other manifests belong to files and checkpoints that stay
         below = root.files()
-        own, left = cerebras_folders.own_and_unclear_names(root, below)
-        held = [below[name] for name in own]
+        own = layout.own_files(root.as_folder(), below)
+        held = [below[name] for name in own.names]
     files = [root.inner(file.name) for file in held]
     size = sum(file.size or 0 for file in held)
-    return DeleteTarget(path, root.fs, files, manifests, size, root.inner(), metadata, left)
+    return DeleteTarget(path, root.fs, files, first, size, root.inner(), layout, listing, own.unclear, own.note)
 
 
 def _size_of_file(path: str, fs: Any, inner: str) -> int | None:
@@ -225,7 +237,7 @@ def remove_empty(fs: Any, folder: str | None) -> None:
         return
     try:
         for name in os.listdir(folder) if fs is None else ():
-            if is_prefix(name):
+            if naming.is_shard_folder(name):
                 with contextlib.suppress(OSError):  # not empty
                     os.rmdir(os.path.join(folder, name))
         os.rmdir(folder) if fs is None else fs.rmdir(folder)

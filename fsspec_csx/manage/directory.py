@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from fsspec_csx.errors import CheckpointPathError, CSXError
 from fsspec_csx.storage.files import resolve_path, unwrap_filesystem
+from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.paths import checkpoint_path, is_local, redacted
 
 _THREADS = 16
@@ -64,6 +65,10 @@ class Directory:
         if not name:
             return self._inner or "/"
         return f"{self._inner}/{name}" if self._inner or self.fs is None else name
+
+    def as_folder(self, name: str = "") -> Folder:
+        """Return a folder below this one, or this one, as formats take it."""
+        return Folder(self.fs, self.inner(name), redacted(self.path_of(name) if name else self.path))
 
     def scan(self, folder: str = "") -> tuple[list[File], list[str]]:
         """Return the files directly in a folder below, and the names of its folders, with a slash at the end.

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from fsspec_csx.errors import CheckpointError
-from fsspec_csx.formats.dcp.folder import MANIFEST, SHARD
-from fsspec_csx.formats.huggingface import names as huggingface
+from fsspec_csx.formats.registry import layouts
 from fsspec_csx.manage import delete as manage_delete
 from fsspec_csx.manage import naming, s3
-from fsspec_csx.manage.completeness import shards_of_index
 from fsspec_csx.manage.directory import Directory, File
 from fsspec_csx.s3.upload_journal import all_journals
+from fsspec_csx.storage.local_file import is_temporary
 
 DAY = timedelta(days=1)
 
@@ -46,7 +46,7 @@ def leftovers(
     """
     place = Directory(root, storage_options)
     uploads = _uploads(place) if s3.is_s3(place.fs) else ()
-    found = [*uploads, *_files(place, storage_options), *_journals(place)]
+    found = [*uploads, *_files(place), *_journals(place)]
     limit = datetime.now(timezone.utc) - older_than
     return [each for each in found if each.modified <= limit]
 
@@ -78,7 +78,7 @@ def _uploads(root: Directory) -> Iterator[Leftover]:
         yield Leftover("upload", path, each.size, each.modified, each.id, root.fs, each)
 
 
-def _files(root: Directory, options: Mapping[str, Any] | None) -> Iterator[Leftover]:
+def _files(root: Directory) -> Iterator[Leftover]:
     shared = s3.is_s3(root.fs)  # other programs write there, so only this package's names count
     try:
         tree = root.tree()
@@ -86,56 +86,45 @@ def _files(root: Directory, options: Mapping[str, Any] | None) -> Iterator[Lefto
         if not shared:
             raise
         return  # the root has only uploads, or is the object of one
-    below: dict[str, list[File]] = {}
-    for folder, files in tree.items():
-        if (above := naming.checkpoint_of(folder)) is not None:
-            below.setdefault(above, []).extend(files)
-    complete = {folder for folder, files in tree.items() if any(file.base == MANIFEST for file in files)}
+    spread = _shard_folders(tree)
+    shards: dict[str, list[File]] = defaultdict(list)
+    for below, above in spread.items():
+        shards[above] += tree[below]
     for folder, files in sorted(tree.items()):
-        temporary = [file for file in files if naming.is_temporary(file.base)]
+        temporary = [file for file in files if is_temporary(file.base)]
         for file in temporary:
             yield from _leftover("file", root, file.name, [file])
-        if naming.checkpoint_of(folder) in complete:
+        if folder in spread:
             continue  # its shards count as shards of the checkpoint
-        if folder in complete:
-            files = [*files, *(file for file in below.get(folder, ()) if SHARD.fullmatch(file.base))]
         others = [file for file in files if file not in temporary]
-        names = [file.base for file in others]
-        if folder and names and all(_is_shard(name) or (name.endswith(".distcp") and not shared) for name in names):
+        if folder and others and all(naming.is_leftover(file.base, shared=shared) for file in others):
             yield from _leftover("shards", root, folder.rstrip("/"), others)
             continue
-        unnamed: set[str] = set()
-        if MANIFEST in names and any(map(SHARD.fullmatch, names)):
-            unnamed |= _unnamed(root.path_of(folder.rstrip("/")) if folder else root.path, options)
-        if any(map(huggingface.is_index, names)):
-            unnamed |= _not_in_index(root, folder, names)
+        others += shards[folder]
+        unnamed = _unnamed(root, folder, [file.name[len(folder) :] for file in others])
         if orphans := [file for file in others if file.name[len(folder) :] in unnamed]:
             yield from _leftover("shards", root, folder.rstrip("/"), orphans)
 
 
-def _is_shard(name: str) -> bool:
-    return bool(SHARD.fullmatch(name) or huggingface.SHARD.fullmatch(name))
+def _shard_folders(tree: Mapping[str, Sequence[File]]) -> dict[str, str]:
+    """Return the folders with shards of a checkpoint in the folder above them, each with the latter."""
+    found = {}
+    for folder in tree:
+        above, _, last = folder.rstrip("/").rpartition("/")
+        above = f"{above}/" if above else ""
+        for layout in layouts():
+            if layout.is_shard_folder(last) and layout.is_checkpoint([file.base for file in tree.get(above, ())]):
+                found[folder] = above
+    return found
 
 
-def _not_in_index(root: Directory, folder: str, names: Sequence[str]) -> set[str]:
-    """Return this package's shards in a folder that no Hugging Face index names; none if an index is unreadable."""
-    shards = {name for name in names if huggingface.SHARD.fullmatch(name)}
-    for name in filter(huggingface.is_index, names if shards else ()):
-        try:
-            shards -= shards_of_index(root, folder + name)
-        except (CheckpointError, FileNotFoundError, PermissionError):
-            return set()
-    return shards
-
-
-def _unnamed(path: str, options: Mapping[str, Any] | None) -> set[str]:
-    """Return the shards in a folder that its manifest does not name; none if the manifest is unreadable."""
-    from fsspec_csx import distributed  # only here, as it imports torch.distributed
-
-    try:
-        return {*distributed.leftovers(path, storage_options=options)}
-    except (CheckpointError, FileNotFoundError, PermissionError):
-        return set()
+def _unnamed(root: Directory, folder: str, names: Sequence[str]) -> set[str]:
+    """Return the shards in a folder that no manifest names; none of a format if a manifest of it is unreadable."""
+    found: set[str] = set()
+    for layout in layouts():
+        with contextlib.suppress(CheckpointError, FileNotFoundError, PermissionError):
+            found |= layout.unnamed(root.as_folder(folder.rstrip("/")), names)
+    return found
 
 
 def _leftover(kind: str, root: Directory, name: str, files: Sequence[File]) -> Iterator[Leftover]:

@@ -9,8 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
-from fsspec_csx.formats.huggingface.names import is_index
-from fsspec_csx.manage import cerebras_folders
+from fsspec_csx.manage import naming
 from fsspec_csx.manage.directory import Directory, File, file_from_info
 from fsspec_csx.manage.location import Location
 from fsspec_csx.storage.paths import redacted
@@ -38,7 +37,7 @@ def describe(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any]
     place = Location.of(path, storage_options)
     with place.source() as source:
         info = reader.describe(source, name=place.display_path)
-        if source.file is None and (place.is_folder() or is_index(place.name)):
+        if source.file is None and (place.is_folder() or naming.is_index(place.name)):
             folder = path if place.is_folder() else place.text.rpartition("/")[0] or "."
             files = _files(Directory(folder, storage_options), source)
             info = replace(info, size=sum(file.size or 0 for file in files))
@@ -53,9 +52,10 @@ def describe(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any]
 def _files(root: Directory, source: Source) -> list[File]:
     """Return the files of a checkpoint: a manifest or metadata, and the files that it names."""
     below = root.files()
-    names = cerebras_folders.own_names(root, below) if source.files is None else source.files
-    named = {*names}
-    return [file for name, file in below.items() if name in named]
+    names = source.files
+    if names is None and (layout := naming.listing_layout(below)):
+        names = {*layout.own_files(root.as_folder(), below).names}
+    return [file for name, file in below.items() if name in (names or ())]
 
 
 def _details(place: Location) -> Mapping[str, Any]:

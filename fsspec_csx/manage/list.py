@@ -9,11 +9,12 @@ from datetime import datetime
 from typing import Any
 
 from fsspec_csx.errors import CheckpointError
-from fsspec_csx.formats.dcp.folder import MANIFEST
-from fsspec_csx.manage import cerebras_folders, completeness, naming, s3
+from fsspec_csx.formats.registry import layouts, manifests
+from fsspec_csx.manage import completeness, naming, s3
 from fsspec_csx.manage.directory import Directory, File, map_parallel
 from fsspec_csx.manage.location import pattern_matches
 from fsspec_csx.manage.steps import steps_of
+from fsspec_csx.storage.local_file import is_temporary
 from fsspec_csx.storage.paths import redacted
 
 
@@ -44,18 +45,17 @@ def checkpoints(
     place = Directory(root, storage_options)
     folders = place.tree() if recursive else _folders(place)
     found = []
-    cerebras = {
-        folder: None for folder, files in folders.items() if folder and naming.METADATA in (file.base for file in files)
-    }
-    finished = map_parallel(place.fs, lambda folder: cerebras_folders.is_complete(place, folder), cerebras)
-    unfinished = {folder for folder, complete in zip(cerebras, finished, strict=True) if not complete}
+    listing = {folder: naming.listing_layout([file.base for file in files]) for folder, files in folders.items()}
+    own = {folder: layout for folder, layout in listing.items() if folder and layout}
+    finished = map_parallel(place.fs, lambda each: own[each].is_finished(place.as_folder(each.rstrip("/"))), own)
+    unfinished = {folder for folder, complete in zip(own, finished, strict=True) if not complete}
     for folder, files in folders.items():
         if folder in unfinished:
             continue
         # The root itself is not listed. A file below a Cerebras checkpoint may be one of its objects.
         if folder and (sharded := _sharded(place, folder, files)):
             found.append(sharded)
-        elif (recursive or not folder) and not _is_below(folder, cerebras):
+        elif (recursive or not folder) and not _is_below(folder, own):
             found += _single(place, files)
     return sorted(found, key=sort_key)
 
@@ -118,8 +118,10 @@ def _folders(place: Directory) -> dict[str, list[File]]:
             first, more = s3.first_page(place.fs, place.inner(folder), folder)
             # One page suffices, as most manifests sort early, and Hugging Face folders are small. A folder may have
             # millions of other files.
-            metadata = place.inner(f"{folder}{naming.METADATA}")
-            if not more or not (naming.is_loadable(file.base for file in first) or s3.is_listed(place.fs, metadata)):
+            late = [place.inner(f"{folder}{layout.manifest}") for layout in layouts() if layout.lists_files]
+            if not more or not (
+                naming.is_loadable(file.base for file in first) or any(s3.is_listed(place.fs, each) for each in late)
+            ):
                 return first
         try:
             return place.scan(folder)[0]
@@ -134,16 +136,16 @@ def _folders(place: Directory) -> dict[str, list[File]]:
 
 
 def _sharded(place: Directory, folder: str, files: Sequence[File]) -> ListedCheckpoint | None:
-    held = [file for file in files if file.size != 0 and not naming.is_temporary(file.name)]
+    held = [file for file in files if file.size != 0 and not is_temporary(file.base)]
     names = {file.base for file in held}
-    # A lone manifest is not a checkpoint, but the metadata of a small Cerebras checkpoint can hold all its values.
-    manifests = {*naming.manifests(names)} - {naming.METADATA}
     if not naming.is_loadable(names):
         return None
-    shards = naming.shards_in(place, place.scan(folder)[1]) if MANIFEST in names and names <= manifests else []
-    if names <= manifests and not shards and not any(map(naming.is_checkpoint, names)):
-        return None
-    if names <= manifests:
+    # A lone manifest is not a checkpoint, but the metadata of a small Cerebras checkpoint can hold all its values.
+    is_alone = names <= {*manifests(names)} and not naming.listing_layout(names)
+    if is_alone and not any(map(naming.is_checkpoint, names)):
+        shards = naming.shards_in(place, place.scan(folder)[1])
+        if not shards:
+            return None
         held += shards
     name = folder.rstrip("/")
     modified = max((file.modified for file in held if file.modified), default=None)

@@ -13,7 +13,6 @@ from typing import IO, TYPE_CHECKING, Any
 from fsspec.implementations.local import LocalFileSystem
 
 from fsspec_csx.errors import CheckpointPathError
-from fsspec_csx.formats.huggingface.names import is_index
 from fsspec_csx.manage import naming
 from fsspec_csx.manage.directory import Directory, explain_missing, strip_slashes
 from fsspec_csx.storage.files import (
@@ -24,6 +23,7 @@ from fsspec_csx.storage.files import (
     resolve_path,
     unwrap_filesystem,
 )
+from fsspec_csx.storage.local_file import is_temporary
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def already_exists(path: str) -> FileExistsError:
 
 def refuse_index(path: str) -> None:
     """Raise a CheckpointPathError for the index of a Hugging Face checkpoint, as the whole folder is needed."""
-    if is_index(path.rpartition("/")[2]):
+    if naming.is_index(path.rpartition("/")[2]):
         raise CheckpointPathError(f"{redacted(path)} is only the index of a checkpoint.", "Name its folder.")
 
 
@@ -232,5 +232,5 @@ def _given_path(place: Location, path: str) -> str:
 
 def _is_match(path: str, is_folder: bool, options: Mapping[str, Any] | None) -> bool:
     if not is_folder:
-        return not naming.is_temporary(path.rpartition("/")[2])
+        return not is_temporary(path.rpartition("/")[2])
     return naming.is_sharded(file.base for file in Directory(path, options).scan()[0])

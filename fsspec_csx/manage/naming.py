@@ -1,4 +1,4 @@
-"""Information from names: the step of a checkpoint, and which files are checkpoints, shards or manifests.
+"""Information from names: the step of a checkpoint, and what the formats say of the files in a folder.
 
 Only known patterns give a step, with ``_``, ``-`` or nothing before the number:
 
@@ -17,24 +17,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from fsspec_csx.formats.dcp import folder as dcp
-from fsspec_csx.formats.dcp.folder import is_prefix
-from fsspec_csx.formats.huggingface import names as huggingface
-from fsspec_csx.formats.registry import SUFFIXES
+from fsspec_csx.formats.folder_layout import FolderLayout
+from fsspec_csx.formats.registry import SUFFIXES, layouts, manifests
 from fsspec_csx.manage.directory import Directory, File, map_parallel
-
-METADATA = "__METADATA__"
-"""The metadata object of a Cerebras checkpoint; the other objects are beside and below it."""
-
-_MANIFESTS = (".metadata", METADATA)
-TEMPORARY = re.compile(r".*\.[0-9a-f]{16}\.tmp", re.DOTALL)
-"""The names of temporary files, which are incomplete."""
-
-SHARD = re.compile(r".+\.distcp|.+-\d{5}-of-\d{5}\.(?:safetensors|bin)", re.DOTALL)
-"""The names of shards, which are useless alone."""
 
 _WORDS = r"checkpoint|checkpt|chkpt|ckpt"
 _PARTS = (
@@ -180,62 +168,44 @@ def is_checkpoint(name: str) -> bool:
     return name.endswith(SUFFIXES) and not is_shard(name)
 
 
-def is_temporary(name: str) -> bool:
-    """Return whether a file name is that of a temporary file."""
-    return TEMPORARY.fullmatch(name) is not None
-
-
 def is_shard(name: str) -> bool:
-    """Return whether a file name is that of a shard."""
-    return SHARD.fullmatch(name) is not None
+    """Return whether a file name is that of a shard, which is useless alone."""
+    return any(layout.is_shard(name) for layout in layouts())
 
 
-def manifests(names: Iterable[str]) -> list[str]:
-    """Return the files that make a folder a checkpoint: a manifest, an index, or a lone model. They are written last.
-
-    Manifests of torch.distributed.checkpoint and of Cerebras checkpoints have known names. Hugging Face folders have an
-    index, or a file ``model.safetensors``, which counts only if all other files are known ones too.
-    """
-    names = [*names]
-    found = [name for name in names if name in _MANIFESTS or name.endswith(".index.json")]
-    lone = [name for name in huggingface.models(names) if not huggingface.is_index(name)]
-    return found + (lone if found or _is_of_one_model(names) else [])
+def is_index(name: str) -> bool:
+    """Return whether ``load`` takes the path of a file of this name for its folder."""
+    return any(layout.is_index(name) for layout in layouts())
 
 
 def is_sharded(names: Iterable[str]) -> bool:
     """Return whether a folder with these files is a checkpoint."""
-    return bool(manifests(names))
+    return bool(manifests([*names]))
 
 
 def is_loadable(names: Iterable[str]) -> bool:
     """Return whether ``load`` reads a folder with these files as one checkpoint."""
     names = {*names}
-    if not names.isdisjoint(_MANIFESTS):
-        return True
-    models = huggingface.models(names)
-    if len(models) != 1 or not all(huggingface.is_beside(name) for name in names if name.endswith(SUFFIXES)):
-        return False
-    return huggingface.is_index(models[0]) or _is_of_one_model(names)
+    return any(layout.is_loadable(names) for layout in layouts())
 
 
-def _is_of_one_model(names: Iterable[str]) -> bool:
-    """Return whether Hugging Face's tools write all these files beside a model."""
-    return all(huggingface.is_beside(name) or huggingface.is_note(name) or is_temporary(name) for name in names)
+def listing_layout(names: Collection[str]) -> FolderLayout | None:
+    """Return the layout of the format whose manifest is among these files and lists its files, if there is one."""
+    return next((each for each in layouts() if each.lists_files and each.manifest in names), None)
 
 
-def checkpoint_of(folder: str) -> str | None:
-    """Return the checkpoint folder above a hashed prefix; None for other folders. Both end with a slash, or are "".
-
-    A save of many ranks can spread its shards over such prefixes.
-    """
-    parent, _, last = folder.rstrip("/").rpartition("/")
-    if not is_prefix(last):
-        return None
-    return f"{parent}/" if parent else ""
+def is_shard_folder(name: str) -> bool:
+    """Return whether a folder of this name in a checkpoint holds its shards; a save of many ranks can spread them."""
+    return any(layout.is_shard_folder(name) for layout in layouts())
 
 
 def shards_in(root: Directory, folders: Iterable[str]) -> list[File]:
-    """Return the shards in those folders whose names are hashed prefixes."""
-    prefixes = [each for each in folders if checkpoint_of(each) is not None]
-    found = map_parallel(root.fs, lambda each: root.scan(each)[0], prefixes)
-    return [file for files in found for file in files if dcp.SHARD.fullmatch(file.base)]
+    """Return the shards of this package in those folders that may hold shards of a checkpoint."""
+    places = [each for each in folders if is_shard_folder(each.rstrip("/").rpartition("/")[2])]
+    found = map_parallel(root.fs, lambda each: root.scan(each)[0], places)
+    return [file for files in found for file in files if is_leftover(file.base, shared=True)]
+
+
+def is_leftover(name: str, *, shared: bool) -> bool:
+    """Return whether a shard of this name may be deleted if no manifest names it; see ``FolderLayout``."""
+    return any(layout.is_leftover(name, shared=shared) for layout in layouts())

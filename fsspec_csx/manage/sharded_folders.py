@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -11,18 +12,19 @@ from typing import Any
 from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import CheckpointPathError, ChecksumError
-from fsspec_csx.formats.cerebras import metadata as cerebras_metadata
-from fsspec_csx.formats.dcp.folder import is_prefix
-from fsspec_csx.formats.huggingface import names as huggingface
-from fsspec_csx.manage import cerebras_folders, naming
+from fsspec_csx.formats.folder_layout import OwnFiles
+from fsspec_csx.formats.registry import layouts, manifests
 from fsspec_csx.manage import delete as manage_delete
+from fsspec_csx.manage import naming
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.file_copy import copy_file, same_content
 from fsspec_csx.manage.location import Location, already_exists, with_name
 from fsspec_csx.s3.upload_journal import digest
-from fsspec_csx.storage.local_file import publish, temporary_path
+from fsspec_csx.storage.local_file import is_temporary, publish, temporary_path
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.storage.progress import ProgressMeter, run_in_threads
+
+logger = logging.getLogger("fsspec_csx")
 
 _SMALL = 8 * 2**20
 _AT_A_TIME = 10
@@ -33,11 +35,12 @@ class CheckpointFolder:
 
     def __init__(self, root: Directory) -> None:
         self.root = root
-        self.metadata = Location.below(root, naming.METADATA)
         below = {name: file for name, file in root.files().items() if not _is_temporary(name)}
-        # The state of a Cerebras checkpoint's metadata, before its objects are looked up.
-        self.state = self.metadata.state() if naming.METADATA in below else {}
-        own = cerebras_folders.own_names(root, below, strict=True) or [*below]
+        # The layout of a format whose manifest lists the files, and the manifest's state before they are looked up.
+        self.layout = naming.listing_layout(below)
+        self.listing = self.layout.manifest if self.layout else None
+        self.state = Location.below(root, self.listing).state() if self.listing else {}
+        own = self.layout.own_files(root.as_folder(), below, strict=True).names if self.layout else [*below]
         self.manifests = {*_manifests(own)}
         if not self.manifests:
             msg = f"{redacted(root.path)} is a folder, but not a checkpoint. Name the checkpoints in it."
@@ -49,7 +52,7 @@ class CheckpointFolder:
         self.small = [name for name in self.small if name not in self.manifests]
         self.size = sum(size or 0 for size in sizes.values())
         self.is_all = len(own) == len(below)  # otherwise the folder has other files too
-        self.is_cerebras = naming.METADATA in own
+        self.has_user_metadata = self.layout is not None and self.layout.has_user_metadata
 
     def target(
         self, target: str | os.PathLike[str], name: str, options: Mapping[str, Any] | None
@@ -76,19 +79,19 @@ class CheckpointFolder:
 
     def is_alike(self, source: Location, goal: Location) -> bool:
         """Return whether one of its files and a copy have the same bytes and user metadata."""
-        alike = not self.is_cerebras or cerebras_folders.same_user_metadata(source, goal)
+        alike = not self.has_user_metadata or _has_same_user_metadata(source, goal)
         return alike and not source.is_same_file(goal) and same_content(source, goal)
 
     def remove(self) -> None:
         """Delete the folder, in an order that never makes a part of it look complete."""
-        metadata = self.root.inner(naming.METADATA) if self.is_cerebras else None
-        manifests = [self.root.inner(name) for name in self.manifests if name != naming.METADATA]
-        files = [self.root.inner(name) for name in self.names]
-        folder = self.root.inner()
-        target = manage_delete.DeleteTarget(self.root.path, self.root.fs, files, manifests, self.size, folder, metadata)
+        root, folder = self.root, self.root.inner()
+        listing = root.inner(self.listing) if self.listing else None
+        first = [root.inner(name) for name in self.manifests if name != self.listing]
+        files = [root.inner(name) for name in self.names]
+        target = manage_delete.DeleteTarget(root.path, root.fs, files, first, self.size, folder, self.layout, listing)
         for error in manage_delete.delete([target]).values():
             raise error
-        if self.root.fs is None:
+        if root.fs is None:
             for path, _, _ in os.walk(folder, topdown=False):
                 with contextlib.suppress(OSError):  # not empty
                     os.rmdir(path)
@@ -115,9 +118,11 @@ class FolderCopy:
         """
         self._check_places()
         self._held = _held(self._target)
-        self._own, unclear = cerebras_folders.own_and_unclear_names(self._target, self._held)
+        former = naming.listing_layout(self._held)
+        self._own = former.own_files(self._target.as_folder(), self._held) if former else OwnFiles([], [])
         self._check_held()
-        cerebras_folders.warn_of_unclear(self._target, unclear)
+        if self._own.note:
+            logger.warning("%s is replaced, and %s. They stay.", redacted(self._target.path), self._own.note)
         if self._moving and self._local and self._renamed():
             return
         self._meter = ProgressMeter(self._progress, self._source.size)
@@ -141,31 +146,35 @@ class FolderCopy:
             if {".", ".."} & set(name.split("/")) or "\0" in name:
                 reason = f"{redacted(source.path)} has the file {name!r}, which would be outside the folder."
                 raise CheckpointPathError(reason, "Do not copy it, and ask its author.")
-        if self._source.is_cerebras:
-            cerebras_folders.check_target(source, target)
+        if self._source.has_user_metadata and one.bulk and not other.bulk:
+            reason = f"{redacted(target.path)} cannot hold the user metadata of the objects of {redacted(source.path)}."
+            raise CheckpointPathError(reason, "Convert it to one file: cszoo checkpoint convert.")
 
     def _check_held(self) -> None:
         """Refuse to replace files that may not be replaced."""
         target, names = self._target, {*self._source.names}
         common = names.intersection(self._held)
         if not self._overwrite:
-            if (_manifests(self._held) or _models(self._held, names)) and not self._is_resumed():
+            if (_manifests(self._held) or _rivals(self._held, names)) and not self._is_resumed():
                 raise already_exists(target.path)
             if self._local and common:
                 raise already_exists(target.path_of(min(common)))
-        if self._source.is_cerebras and self._would_collide(common):
+        if self._source.layout and self._would_collide(common):
             msg = f"{redacted(target.path)} has other files, which the copy would replace. Choose another name."
             raise FileExistsError(msg)
 
     def _would_collide(self, common: set[str]) -> bool:
         """Return whether objects would replace files below the target, or mix with a checkpoint's files there."""
-        replaces = self._own and any("/" in name for name in common.difference(self._own))
-        return bool(replaces) or any(map(cerebras_metadata.other_owner_test(self._held), self._source.names))
+        layout, own = self._source.layout, self._own.names
+        replaces = own and any("/" in name for name in common.difference(own))
+        return bool(replaces) or bool(layout and layout.is_below_other(self._held, self._source.names))
 
     def _is_resumed(self) -> bool:
-        """Return whether the target has an interrupted copy of a Cerebras checkpoint."""
-        is_alone = _manifests(self._held) == [naming.METADATA]
-        return self._source.is_cerebras and is_alone and cerebras_folders.is_incomplete(self._target)
+        """Return whether the target has an interrupted copy of a checkpoint whose manifest lists its files."""
+        layout = self._source.layout
+        if layout is None or _manifests(self._held) != [layout.manifest]:
+            return False
+        return layout.is_marked(self._target.as_folder())
 
     def _renamed(self) -> bool:
         """Try to move by renaming the folder; return whether that worked."""
@@ -183,10 +192,10 @@ class FolderCopy:
 
     def _copy_in_place(self) -> None:
         """Copy where folders cannot be renamed: delete the old manifest first, and write the new one last."""
-        names, held, target = self._source.names, self._held, self._target
-        if self._source.is_cerebras and (self._overwrite or naming.METADATA in held or not {*held} & {*names}):
-            cerebras_folders.mark_incomplete(target.fs, target.inner(), {*names, *self._own})
-            held = [name for name in held if name != naming.METADATA]
+        names, held, target, layout = self._source.names, self._held, self._target, self._source.layout
+        if layout and (self._overwrite or layout.manifest in held or not {*held} & {*names}):
+            layout.mark_unfinished(target.as_folder(), {*names, *self._own.names})
+            held = [name for name in held if name != layout.manifest]
         if self._overwrite:
             self._remove_former(held)
         self._copy_files(target, held, overwrite=self._overwrite)
@@ -222,9 +231,9 @@ class FolderCopy:
                     return
                 if not overwrite:
                     raise already_exists(goal.text)
-            replaced = overwrite or name == naming.METADATA
+            replaced = overwrite or name == source.listing
             copy_file(own, goal, advance, overwrite=replaced, verified=self._moving)
-            if self._moving and source.is_cerebras and not cerebras_folders.same_user_metadata(own, goal):
+            if self._moving and source.has_user_metadata and not _has_same_user_metadata(own, goal):
                 reason = f"{goal.display_path} is a copy of {own.display_path}, but lacks its user metadata."
                 raise ChecksumError(reason, "Keep the source, or convert it to one file: cszoo checkpoint convert.")
 
@@ -233,18 +242,18 @@ class FolderCopy:
             run_in_threads(copy_one, source.small, self._meter.advance, threads=threads, name="fsspec_csx-copy")
         together = {*source.small}
         for name in source.names:
-            if name == naming.METADATA:
-                source.metadata.check_state(source.state)  # another save would reuse the names of objects
+            if name == source.listing:  # another save would reuse the names of objects
+                Location.below(source.root, name).check_state(source.state)
             if name not in together:
                 copy_one(name, self._meter.advance)
 
     def _remove_former(self, held: Sequence[str]) -> None:
         """Remove the manifests of the old checkpoint, and then those of its parts that the new one lacks."""
-        names, own = self._source.names, {*self._own}
-        manifests = [*dict.fromkeys((*_manifests(held), *_models(held, names)))]
-        kept = {*names, *manifests}
+        names, own = self._source.names, {*self._own.names}
+        first = [*dict.fromkeys((*_manifests(held), *_rivals(held, names)))]
+        kept = {*names, *first}
         parts = [name for name in held if name not in kept and (name in own or _is_own_shard(name))]
-        for going in (manifests, parts):
+        for going in (first, parts):
             for error in manage_delete.remove(self._target.fs, [self._target.inner(name) for name in going]).values():
                 raise error
 
@@ -265,19 +274,27 @@ def _held(root: Directory, *, leftovers: bool = False) -> list[str]:
 def _is_own_shard(name: str) -> bool:
     """Return whether a file below a checkpoint is its shard, and not one of a checkpoint in a folder below."""
     folder, _, last = name.rpartition("/")
-    return naming.is_shard(last) and (not folder or is_prefix(folder))
+    return naming.is_shard(last) and (not folder or naming.is_shard_folder(folder))
 
 
 def _manifests(names: Iterable[str]) -> list[str]:
     """Return the manifests directly in a folder, from the names of all files below it."""
-    return naming.manifests(name for name in names if "/" not in name)
+    return manifests([name for name in names if "/" not in name])
 
 
 def _is_temporary(name: str) -> bool:
-    return naming.is_temporary(name.rpartition("/")[2])
+    return is_temporary(name.rpartition("/")[2])
 
 
-def _models(held: Iterable[str], names: Iterable[str]) -> list[str]:
-    """Return the models in the target of a Hugging Face model, as ``load`` might prefer one of them to the new one."""
+def _rivals(held: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return the files in the target that ``load`` might prefer to the manifest of the new checkpoint."""
     top = [[each for each in those if "/" not in each] for those in (held, names)]
-    return huggingface.models(top[0]) if huggingface.models(top[1]) else []
+    return [name for layout in layouts() if layout.manifests(top[1]) for name in layout.manifests(top[0])]
+
+
+def _has_same_user_metadata(one: Location, other: Location) -> bool:
+    """Return whether two objects have the same user metadata; True on filesystems without user metadata."""
+    stamps = one.stamp(), other.stamp()
+    if stamps[0] is None or stamps[1] is None:
+        return True
+    return bool(stamps[0].headers.get("Metadata") == stamps[1].headers.get("Metadata"))

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 logger = logging.getLogger("fsspec_csx")
 
 _NAME_MAX = 255
+_TEMPORARY = re.compile(r".*\.[0-9a-f]{16}\.tmp", re.DOTALL)
 # Errors of a full filesystem or an exceeded quota.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Errors of filesystems without hard links.
@@ -112,6 +114,11 @@ def temporary_path(path: str, token: str) -> str:
     if len(os.fsencode(temporary)) > _NAME_MAX:
         temporary = f".{token}.tmp"
     return f"{folder}{separator}{temporary}"
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a file name, without folders, is that of a temporary file, which is incomplete."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def clean_up(path: str, step: Callable[[], object]) -> None:

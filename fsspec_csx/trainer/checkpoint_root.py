@@ -10,11 +10,12 @@ from datetime import datetime
 from string import Formatter
 
 from fsspec_csx.formats.cerebras.writer import check_place
-from fsspec_csx.manage import cerebras_folders, naming
 from fsspec_csx.manage import delete as manage_delete
+from fsspec_csx.manage import naming
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.location import Location, expand_pattern
 from fsspec_csx.storage.atomic import atomic_write
+from fsspec_csx.storage.local_file import is_temporary
 from fsspec_csx.storage.paths import redacted
 
 _TIMESTAMP = "%Y%m%d_%H%M%S"
@@ -76,11 +77,10 @@ def exists(path: str, *, sharded: bool, format: str | None = None) -> bool:
     if not (sharded or format) or not place.is_folder():
         return True
     files, folders = Directory(path).scan()
-    if format and any(file.name == naming.METADATA for file in files):
-        return cerebras_folders.is_complete(Directory(path), "")
-    return bool(folders or format) or not all(
-        naming.is_shard(file.name) or naming.is_temporary(file.name) for file in files
-    )
+    layout = naming.listing_layout([file.name for file in files])
+    if format and layout:
+        return layout.is_finished(Directory(path).as_folder())
+    return bool(folders or format) or not all(naming.is_shard(file.name) or is_temporary(file.name) for file in files)
 
 
 def delete(path: str) -> None:

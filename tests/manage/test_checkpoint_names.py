@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fsspec_csx.manage import naming
-from fsspec_csx.storage.local_file import temporary_path
+from fsspec_csx.storage.local_file import is_temporary, temporary_path
 
 TOKEN = "0123456789abcdef"
 
@@ -70,6 +70,6 @@ def test_leftovers() -> None:
         temporary_path("/run/" + "x" * 250, TOKEN),
         "/run/x.mdl.0123456789abcdef.tmp",
     ):
-        assert naming.is_temporary(name.rpartition("/")[2])
+        assert is_temporary(name.rpartition("/")[2])
     for name in ("x.mdl", "x.tmp", ".x.mdl.tmp", "x.0123456789ABCDEF.tmp", "0123456789abcdef.tmp", ".x.0123.tmp"):
-        assert not naming.is_temporary(name)
+        assert not is_temporary(name)

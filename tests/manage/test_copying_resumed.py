@@ -31,6 +31,7 @@ from fsspec_csx.manage import naming
 from fsspec_csx.s3 import server_copy
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.resumable_download import PartialFile
+from fsspec_csx.storage.local_file import is_temporary
 from fsspec_csx.testing import LocalS3
 
 PART = 8 * MIB
@@ -346,7 +347,7 @@ def stored(fs: CSXFileSystem, target: str) -> str:
 
 def partial(path: Path) -> Path | None:
     """What has come so far of a file, if anything."""
-    return next((each for each in path.parent.iterdir() if naming.is_temporary(each.name)), None)
+    return next((each for each in path.parent.iterdir() if is_temporary(each.name)), None)
 
 
 def came(path: Path) -> int:
@@ -373,7 +374,7 @@ def test_download_goes_on(far: FaultProxy, stored: str, tmp_path: Path, number: 
     assert ended == status, report
     left = [each.name for each in (tmp_path / "down").iterdir()]
     assert len(left) == 1
-    assert naming.is_temporary(left[0])
+    assert is_temporary(left[0])
     assert not naming.is_checkpoint(left[0])
     far.requests = []
     copy(stored, path)

@@ -35,6 +35,7 @@ from victims import CleanProcess, Victim
 from fsspec_csx import distributed
 from fsspec_csx.manage import naming
 from fsspec_csx.manage.gc import clear, leftovers
+from fsspec_csx.storage.local_file import is_temporary
 from fsspec_csx.testing import LocalS3
 
 KILLED, TERMINATED, SERVER_KILLED, SERVER_PAUSED = "kill -9", "SIGTERM", "server killed", "server paused"
@@ -241,8 +242,8 @@ class _Round:
             assert not clear(leftovers(root, older_than=timedelta(0), storage_options=options))
             assert not leftovers(root, older_than=timedelta(0), storage_options=options)
         gone = {*before} - {*self._stage.files()}
-        assert all(naming.is_temporary(name) or naming.is_shard(name) for name in gone), gone
-        assert not any(map(naming.is_temporary, self._stage.files()))
+        assert all(is_temporary(name) or naming.is_shard(name) for name in gone), gone
+        assert not any(map(is_temporary, self._stage.files()))
         fs, path = self._stage.filesystem(self._stage.remote)
         bucket, key, _ = fs.split_path(path)
         assert not fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/").get("Uploads")

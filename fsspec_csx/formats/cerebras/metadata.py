@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from fsspec_csx.errors import CSXError, InvalidCheckpointError, UnsafeCheckpointError, few
+from fsspec_csx.formats.registry import manifests
 from fsspec_csx.formats.sniff import AGAIN
 
 NAME = "__METADATA__"
@@ -35,8 +36,6 @@ LARGEST = 256 * 2**20
 """The maximum size in bytes, for some 200,000 values. Real metadata has about 1,200 bytes for each value."""
 
 LITTLE_ENDIAN = "Cerebras checkpoints", "Convert them on another one."
-# The ends of manifests' names: of this format, torch.distributed.checkpoint and Hugging Face.
-_MANIFESTS = (f"/{NAME}", "/.metadata", ".index.json", "/model.safetensors")
 _PROTOCOL = 4
 _SHOWN = 60
 _NAMED = 10
@@ -109,7 +108,7 @@ def unclear_owner(names: Collection[str]) -> str:
 
 def other_owner_test(held: Iterable[str]) -> Callable[[str], bool]:
     """Return a function that says whether a name belongs to a checkpoint in a subfolder, given all names."""
-    folders = {name.rpartition("/")[0] for name in held if "/" in name and name.endswith(_MANIFESTS)}
+    folders = {folder for folder, _, base in (name.rpartition("/") for name in held) if folder and manifests([base])}
 
     def is_other(name: str) -> bool:
         while name := name.rpartition("/")[0]:

@@ -7,17 +7,13 @@ import functools
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable
 
 from fsspec_csx.storage import folder
-from fsspec_csx.storage.folder import logger
-
-__all__ = ["MANIFEST", "MOST_PREFIXES", "SHARD", "ShardedFolder", "has_shards", "is_prefix", "logger", "shard_name"]
 
 MANIFEST = ".metadata"
 """The manifest, under torch's name; it makes a folder a checkpoint."""
 
-_SUFFIX = ".distcp"
+SUFFIX = ".distcp"
 SHARD = re.compile(r"__\d+_\d+\.[0-9a-f]{16}\.distcp")
 """The name of a shard that this package has written, without its prefix folder."""
 MOST_PREFIXES = 4096
@@ -44,11 +40,6 @@ def _prefixes() -> frozenset[str]:
 
 def _prefix(number: int) -> str:
     return hashlib.sha256(str(number).encode()).hexdigest()[:8]
-
-
-def has_shards(names: Iterable[str]) -> bool:
-    """Return whether shards are among these files, complete or not."""
-    return any(_SUFFIX in name for name in names)
 
 
 class ShardedFolder(folder.Folder):

@@ -18,32 +18,10 @@ STEMS = (MODEL, "diffusion_pytorch_model", "adapter_model")
 SHARD = re.compile(r".+-[0-9a-f]{8}-\d{5}-of-\d{5}\.safetensors", re.DOTALL)
 """The name of a shard that this package has written."""
 
-# Files with the suffix of a checkpoint that these tools and Accelerate write beside a model.
-_BESIDE = re.compile(
-    rf"(?:(?:{'|'.join(STEMS)}|pytorch_model|optimizer|scheduler|scaler|sampler|dl_state_dict|rng_state|training_args)"
-    r"(?:_\d+)?|.+-\d{5}-of-\d{5})\.(?:safetensors|bin|pth?)"
-)
-# Their configurations, tokenizers, states and descriptions.
-_NOTE = re.compile(
-    r".+\.(?:json|jinja|spm|tiktoken)|(?:vocab|merges)\.txt|(?:README|LICENSE|NOTICE)(?:\.md|\.txt)?"
-    r"|(?:configuration|modeling|tokenization|processing|generation)_\w+\.py|(?:tokenizer|spiece|sentencepiece\.bpe)\.model"
-    r"|random_states_\d+\.pkl|\.gitattributes|latest"
-)
-
 
 def is_index(name: str) -> bool:
     """Return whether a file name is that of an index."""
     return name.endswith(INDEX_SUFFIX) and name != INDEX_SUFFIX
-
-
-def is_beside(name: str) -> bool:
-    """Return whether a file name is one that the Hugging Face tools write beside a model."""
-    return _BESIDE.fullmatch(name) is not None
-
-
-def is_note(name: str) -> bool:
-    """Return whether a file name is that of a configuration, a state or a description beside a model."""
-    return _NOTE.fullmatch(name) is not None
 
 
 def models(names: Collection[str]) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fsspec_csx.errors import CheckpointError
+from fsspec_csx.formats import registry
 from fsspec_csx.formats.huggingface.index import LARGEST, Index, decoded
 from fsspec_csx.formats.huggingface.names import INDEX_SUFFIX, SUFFIX, index_of, is_index, shard_names
 from fsspec_csx.formats.safetensors import writer
@@ -19,7 +20,6 @@ from fsspec_csx.storage.sizes import bytes_of
 
 SHARD_SIZE = "5GB"
 _THREADS = 4
-_OTHER_FORMATS = frozenset((".metadata", "__METADATA__"))  # manifests of DCP and Cerebras folders
 
 
 class HuggingFaceWriter(CheckpointWriter):
@@ -78,7 +78,7 @@ class FolderReplacement:
     def __enter__(self) -> FolderReplacement:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # listing may be forbidden
             self._present = self.folder.names()
-        if self._is_folder and not _OTHER_FORMATS.isdisjoint(self._present):
+        if self._is_folder and any(layout.manifest in self._present for layout in registry.layouts()):
             msg = f"{self.folder.name} has a checkpoint of another format, which load prefers. Delete it first."
             raise FileExistsError(msg)
         return self

@@ -1,0 +1,121 @@
+"""The layout of Hugging Face checkpoints: an index and its shards, or one model, beside configurations."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from fsspec_csx.formats.folder_layout import FolderLayout, incomplete
+from fsspec_csx.formats.huggingface.index import LARGEST, decoded
+from fsspec_csx.formats.huggingface.names import INDEX_SUFFIX, SHARD, STEMS, SUFFIX, is_index, models
+from fsspec_csx.formats.registry import SUFFIXES
+from fsspec_csx.storage.files import file_size
+from fsspec_csx.storage.folder import Folder
+from fsspec_csx.storage.local_file import is_temporary
+
+_INDEX = ".index.json"  # also of files of torch.save
+_NUMBERED = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})(\.[^.]+)", re.DOTALL)
+# Files with the suffix of a checkpoint that these tools and Accelerate write beside a model.
+_BESIDE = re.compile(
+    rf"(?:(?:{'|'.join(STEMS)}|pytorch_model|optimizer|scheduler|scaler|sampler|dl_state_dict|rng_state|training_args)"
+    r"(?:_\d+)?|.+-\d{5}-of-\d{5})\.(?:safetensors|bin|pth?)"
+)
+# Their configurations, tokenizers, states and descriptions.
+_NOTE = re.compile(
+    r".+\.(?:json|jinja|spm|tiktoken)|(?:vocab|merges)\.txt|(?:README|LICENSE|NOTICE)(?:\.md|\.txt)?"
+    r"|(?:configuration|modeling|tokenization|processing|generation)_\w+\.py|(?:tokenizer|spiece|sentencepiece\.bpe)\.model"
+    r"|random_states_\d+\.pkl|\.gitattributes|latest"
+)
+
+
+class HuggingFaceLayout(FolderLayout):
+    """Folders of safetensors files."""
+
+    def manifests(self, names: Collection[str]) -> list[str]:
+        return [name for name in names if name.endswith(_INDEX)] + _lone(names)
+
+    def is_checkpoint(self, names: Collection[str]) -> bool:
+        """Return whether there is an index, or one model and no file that these tools do not write beside it."""
+        return any(name.endswith(_INDEX) for name in names) or bool(_lone(names) and _is_of_one_model(names))
+
+    def is_loadable(self, names: Collection[str]) -> bool:
+        found = models(names)
+        if len(found) != 1 or not all(_BESIDE.fullmatch(name) for name in names if name.endswith(SUFFIXES)):
+            return False
+        return is_index(found[0]) or _is_of_one_model(names)
+
+    def is_unfinished(self, names: Collection[str]) -> bool:
+        return any(map(SHARD.fullmatch, names))
+
+    def is_index(self, name: str) -> bool:
+        return is_index(name)
+
+    def is_shard(self, name: str) -> bool:
+        numbered = _NUMBERED.fullmatch(name)
+        return numbered is not None and numbered[4] in (SUFFIX, ".bin")
+
+    def is_leftover(self, name: str, *, shared: bool) -> bool:
+        return SHARD.fullmatch(name) is not None
+
+    def check_complete(
+        self, folder: Folder, sizes: Mapping[str, int | None], below: Callable[[], Mapping[str, int | None]]
+    ) -> None:
+        """Compare names with the index, and the size of a lone model with its header."""
+        lone = _lone(sizes)
+        replaced = [name.removesuffix(SUFFIX) + INDEX_SUFFIX for name in lone]
+        indexes = [name for name in sizes if name.endswith(_INDEX) and name not in replaced]
+        # Files that an index does not name come from an unfinished save, and are not needed.
+        counted = {*(name.removesuffix(_INDEX).rpartition(".")[2] for name in (*indexes, *replaced))}
+        if missing := _missing_shards(name for name in sizes if name.rpartition(".")[2] not in counted):
+            raise incomplete(folder.name, missing, "its shards count")
+        for name in indexes:
+            if missing := sorted(each for each in _named(folder, name) if not sizes.get(each)):
+                raise incomplete(folder.name, missing, f"{name} names")
+        if lone:
+            _check_header(folder, lone[0])
+
+    def unnamed(self, folder: Folder, names: Collection[str]) -> set[str]:
+        shards = {name for name in names if SHARD.fullmatch(name) and "/" not in name}
+        indexes = [*filter(is_index, names)] if shards else []
+        return shards.difference(*(_named(folder, name) for name in indexes)) if indexes else set()
+
+
+def _lone(names: Collection[str]) -> list[str]:
+    """Return the model that is one file without an index, if ``load`` prefers it; at most one."""
+    return [name for name in models(names) if not is_index(name)]
+
+
+def _is_of_one_model(names: Iterable[str]) -> bool:
+    """Return whether Hugging Face's tools write all these files beside a model."""
+    return all(_BESIDE.fullmatch(name) or _NOTE.fullmatch(name) or is_temporary(name) for name in names)
+
+
+def _missing_shards(names: Iterable[str]) -> list[str]:
+    """Return the missing shards of numbered sets, such as ``model-00001-of-00002.safetensors``."""
+    found: dict[tuple[str, int, str], set[int]] = defaultdict(set)
+    for name in names:
+        if numbered := _NUMBERED.fullmatch(name):
+            found[numbered[1], int(numbered[3]), numbered[4]].add(int(numbered[2]))
+    missing = []
+    for (stem, count, suffix), numbers in found.items():
+        lacking = (number for number in range(1, count + 1) if number not in numbers)
+        missing += [f"{stem}-{number:05d}-of-{count:05d}{suffix}" for number in lacking]
+    return missing
+
+
+def _named(folder: Folder, index: str) -> set[str]:
+    """Return the shards that an index names."""
+    with folder.open(index) as file:
+        return {*decoded(file.read(LARGEST + 1), f"{index} of {folder.name}").shards}
+
+
+def _check_header(folder: Folder, name: str) -> None:
+    from fsspec_csx.formats.safetensors import reader  # only here, as this imports torch
+    from fsspec_csx.tensors.source import Source
+
+    with folder.open(name) as file:
+        reader.structure(Source(file, file_size(file), tail=0), name=folder.name)
+
+
+LAYOUT = HuggingFaceLayout()
