@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.stateful import Stateful
 
 from fsspec_csx.tensors import torch_compat
-from fsspec_csx.tensors.snapshot import copy_tensors
+from fsspec_csx.tensors.snapshot import copies_of
 
 
 def stage(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def stage(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     given = {key: each.state_dict() if isinstance(each, Stateful) else each for key, each in state_dict.items()}
     tensors = {id(each): each for each in _tensors(given)}
     parts = {id(part): part for each in tensors.values() for part in _parts(each)}
-    copies = dict(zip(parts, copy_tensors([*parts.values()]), strict=True))
+    copies = copies_of(parts)
     staged = {key: _staged(each, copies) for key, each in tensors.items()}
     found: dict[str, Any] = copy.deepcopy(given, staged)  # deepcopy takes the copies from this memo
     return found

@@ -15,7 +15,6 @@ import torch
 from fsspec.callbacks import Callback
 
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
-from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.torch_zip import structure_limits
 from fsspec_csx.formats.writer import CheckpointWriter, Target
 from fsspec_csx.storage.folder import Folder
@@ -27,7 +26,7 @@ from fsspec_csx.tensors.source import Source
 
 if TYPE_CHECKING:
     from fsspec_csx.formats.conversion import Conversion, SafetensorsFile, TorchFile
-    from fsspec_csx.formats.verify_report import Report
+    from fsspec_csx.formats.verify_report import Report, Sum
 
 
 @dataclass(frozen=True)
@@ -96,12 +95,14 @@ class Format(ABC, Generic[S]):
         has_shard_size: whether ``writer`` takes ``max_shard_size``.
         has_checksums: whether the format stores checksums of tensors. If not, a file that is read whole is compared
             with the server's checksum of it.
+        writer_class: takes the arguments of ``writer``; None if ``save`` does not write the format.
     """
 
     name: ClassVar[str]
     flattened: ClassVar[bool] = False
     has_shard_size: ClassVar[bool] = False
     has_checksums: ClassVar[bool] = True
+    writer_class: ClassVar[Callable[..., CheckpointWriter] | None] = None
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
@@ -201,8 +202,10 @@ class Format(ABC, Generic[S]):
             ValueError: if the format cannot hold the object; the message names the entry.
             TypeError: if the format has no such option.
         """
-        msg = f"save does not write the format {self.name}. Use fsspec_csx.{self.name}.save."
-        raise ValueError(msg)
+        if self.writer_class is None:
+            msg = f"save does not write the format {self.name}. Use fsspec_csx.{self.name}.save."
+            raise ValueError(msg)
+        return self.writer_class(obj, copied=copied, **options)
 
     @abstractmethod
     def convert(self, source: Source, options: ConvertOptions, target: Target, progress: Callback) -> Converted:

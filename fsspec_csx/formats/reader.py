@@ -12,7 +12,7 @@ from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders, structure_limits
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
 from fsspec_csx.tensors import names
-from fsspec_csx.tensors.fill_existing import Casts, fill_into
+from fsspec_csx.tensors.fill import Casts, fill_into
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.match import Match
 from fsspec_csx.tensors.names import Choice, Keys, place_of

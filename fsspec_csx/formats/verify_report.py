@@ -1,23 +1,27 @@
-"""Finds all damage in a checkpoint, not only the first."""
+"""Finds all damage in a checkpoint, not only the first: compares the records of a file with their checksums."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats import scan, sniff
+from fsspec_csx.formats import sniff
 from fsspec_csx.formats.reader import structure
-from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.formats.torch_zip import placeholders
-from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, ZipEntry
+from fsspec_csx.formats.torch_zip import placeholders, zip_directory
+from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, STORED, ZipEntry
 from fsspec_csx.tensors import names
+from fsspec_csx.tensors.crc32 import RunningCrc32
 from fsspec_csx.tensors.lazy_object import LazyObject
-from fsspec_csx.tensors.source import Source
+from fsspec_csx.tensors.source import Source, memory_of
+from fsspec_csx.tensors.staging import read_ahead
 
 
 @dataclass
@@ -67,13 +71,13 @@ def examine(
     shape = _structure(source, name)
     entries, end = torch_archive.records(source) or ([], 0)
     beyond = _beyond(entries, end)
-    wrong, lost, checksum = scan.scan(source, [] if beyond else entries, compute)
+    wrong, lost, checksum = scan(source, [] if beyond else entries, compute)
     damage = [shape.flaw] if shape.flaw and not (wrong and torch_archive.CHECKSUM in shape.flaw) else []
     damage += [flaw] if shape.found and (flaw := misfit(shape.found)) else []
     damage += [f"{_called(entry, shape.found)} reaches beyond the zip directory" for entry in beyond]
     damage += [f"the local header of {_called(entry, shape.found)} is wrong" for entry in lost]
     damage += [f"the checksum of {_called(entry, shape.found)} is wrong" for entry in wrong]
-    checked = sum(map(scan.is_checked, entries))
+    checked = sum(map(is_checked, entries))
     unchecked = len(entries) - checked if entries else _tensors(shape.found)
     notes = [shape.note] if shape.note else []
     if not shape.found and not checked:  # no check succeeded
@@ -125,3 +129,106 @@ def _called(entry: ZipEntry, found: LazyObject | None) -> str:
 
 def _tensors(found: LazyObject | None) -> int:
     return sum(isinstance(value, torch.Tensor) for _, value in names.walk(found.obj)) if found else 0
+
+
+_PIECE = 32 * 2**20
+_DEFLATED = 8
+_INFLATED = 2**20  # bytes at a time
+
+Sum = Callable[[memoryview, int], int]
+"""Computes a checksum of bytes, given the checksum of the bytes before them."""
+
+
+def scan(source: Source, entries: Sequence[ZipEntry], compute: Sum) -> tuple[list[ZipEntry], list[ZipEntry], int]:
+    """Read a file, with at most 64 MiB in memory; ``entries`` are the records if it is an archive.
+
+    Returns:
+        The records with a wrong checksum, those with a wrong local header, and the checksum of the whole file.
+    """
+    waiting = deque(sorted(entries, key=lambda entry: entry.header))
+    # Each piece also includes the header of a record that begins at its end.
+    margin = max((LOCAL.size + len(entry.name) for entry in entries), default=0)
+    under_way: list[_Record] = []
+    wrong: list[ZipEntry] = []
+    lost: list[ZipEntry] = []
+    total = 0
+    with read_ahead(_pieces(source, margin)) as pieces:
+        for start, memory in pieces:
+            piece = memory[:_PIECE]
+            while waiting and waiting[0].header < start + len(piece):
+                entry = waiting.popleft()
+                offset = _offset(memory[entry.header - start :], entry)
+                if offset is None:
+                    lost.append(entry)
+                else:
+                    under_way.append(_Record(entry, offset))
+            for record in under_way:
+                record.add(start, piece)
+            end = start + len(piece)
+            wrong += [record.entry for record in under_way if record.end <= end and record.is_wrong()]
+            under_way = [record for record in under_way if record.end > end]
+            total = compute(piece, total)
+    return wrong + [record.entry for record in under_way], lost, total
+
+
+def is_checked(entry: ZipEntry) -> bool:
+    """Return whether a record has a checksum that can be compared."""
+    return bool(entry.crc32 or not entry.size) and entry.method in (STORED, _DEFLATED)
+
+
+def _pieces(source: Source, margin: int) -> Iterator[Callable[[], tuple[int, memoryview]]]:
+    """Yield a function for each piece, which reads it and returns its position, and its bytes with some that follow."""
+    size, count = min(source.size, _PIECE + margin), 1 if source.size <= _PIECE else 2
+    memories = [memory_of(torch.empty(size, dtype=torch.uint8).untyped_storage()) for _ in range(count)]
+
+    def read(number: int) -> tuple[int, memoryview]:
+        start = number * _PIECE
+        memory = memories[number % 2][: source.size - start]
+        source.read([(start, memory)])
+        return start, memory
+
+    return (functools.partial(read, number) for number in range(-(-source.size // _PIECE)))
+
+
+def _offset(memory: memoryview, entry: ZipEntry) -> int | None:
+    """Return where the bytes of a record begin, by its local header; None if the header belongs to another record."""
+    offset = zip_directory.data_offset(bytes(memory[: LOCAL.size]), entry)
+    named = bytes(memory[LOCAL.size : LOCAL.size + len(entry.name)])
+    return offset if named == entry.name else None
+
+
+class _Record:
+    """Checks a record while its bytes are read, up to ``end``."""
+
+    def __init__(self, entry: ZipEntry, offset: int) -> None:
+        self.entry = entry
+        self.end = offset + entry.compressed
+        self._start = offset
+        self._crc = RunningCrc32()
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS) if entry.method == _DEFLATED else None
+        self._broken = False
+
+    def add(self, start: int, memory: memoryview) -> None:
+        """Add those of its bytes that are in ``memory``, which begins at ``start``."""
+        first, last = max(self._start - start, 0), self.end - start
+        data = memory[first : max(first, last)]
+        if self._inflater is None:
+            self._crc.add(data)
+        elif data and not self._broken:
+            try:
+                self._inflate(data)
+            except zlib.error:
+                self._broken = True
+
+    def _inflate(self, data: memoryview) -> None:
+        assert self._inflater is not None
+        rest: memoryview | bytes = data
+        while rest and self._crc.size <= self.entry.size:
+            self._crc.add(self._inflater.decompress(rest, _INFLATED))
+            rest = self._inflater.unconsumed_tail
+
+    def is_wrong(self) -> bool:
+        """Return whether its size or its checksum is wrong."""
+        return is_checked(self.entry) and (
+            self._broken or (self._crc.size, self._crc.value) != (self.entry.size, self.entry.crc32)
+        )

@@ -19,7 +19,7 @@ from checkpoints import MIB, Point
 from fsspec_csx.checkpoint.api import load, save
 from fsspec_csx.formats.io_wrappers import TrackingReader, TrackingWriter
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
-from fsspec_csx.formats.torch_zip.writer import TorchWriter
+from fsspec_csx.formats.torch_zip.format import TorchWriter
 
 pytestmark = pytest.mark.adaptive
 

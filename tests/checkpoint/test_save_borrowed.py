@@ -15,7 +15,7 @@ from conftest import recorded_requests
 
 from fsspec_csx.checkpoint.api import load, save
 from fsspec_csx.formats.torch_zip import layout as torch_layout
-from fsspec_csx.formats.torch_zip.writer import TorchWriter
+from fsspec_csx.formats.torch_zip.format import TorchWriter
 
 
 class Borrowing(io.BytesIO):

@@ -14,7 +14,7 @@ import torch
 from checkpoints import MIB
 
 import fsspec_csx
-from fsspec_csx.tensors import snapshot, staging_buffers
+from fsspec_csx.tensors import snapshot
 from fsspec_csx.tensors.source import memory_of
 
 SECONDS = 30
@@ -120,8 +120,8 @@ def test_memory_is_bounded() -> None:
 
 def test_idle_memory_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
     """A buffer that nobody used for a while goes by itself, though it was still in use when first looked at."""
-    monkeypatch.setattr(staging_buffers, "_IDLE_SECONDS", 0.04)
-    buffers = staging_buffers.Buffers()
+    monkeypatch.setattr(snapshot, "_IDLE_SECONDS", 0.04)
+    buffers = snapshot.Buffers()
     memory = buffers.lease(MIB)
     time.sleep(0.1)
     del memory

@@ -16,7 +16,6 @@ from roots import fill, left
 from fsspec_csx import copy, distributed, load, move, save
 from fsspec_csx.cli import main
 from fsspec_csx.errors import CheckpointPathError
-from fsspec_csx.formats.cerebras import folder as cerebras_folder
 from fsspec_csx.manage.list import checkpoints, latest_of
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
@@ -199,7 +198,7 @@ def test_one_file_to_cerebras(held: str, tmp_path: Path, fs: CSXFileSystem) -> N
     save(STATE, tmp_path / "model.mdl")
     local, url = str(tmp_path / "model.mdl"), f"s3://{held}/out/model.mdl"
     assert run("convert", local, f"s3://{held}/out/", "--format", "cerebras") == DONE
-    assert cerebras_folder.is_cerebras(fs, f"{held}/out/model.mdl")
+    assert fs.exists(f"{held}/out/model.mdl/__METADATA__")
     assert same(load(url), STATE)
     assert run("convert", local, url, "--force") == FAILED
     assert not fs.isfile(f"{held}/out/model.mdl")

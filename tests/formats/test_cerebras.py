@@ -561,15 +561,6 @@ def test_verify(
         assert cerebras_verify.examine(source) == Report(0, 4, [], [note])
 
 
-def test_is_cerebras(fs: CSXFileSystem, bucket: str) -> None:
-    """A checkpoint is known by its metadata, finished or not."""
-    upload(fs, "partial", f"{bucket}/x.mdl")
-    fs.pipe_file(f"{bucket}/y.mdl/w", b"x")
-    assert cerebras_folder.is_cerebras(fs, f"{bucket}/x.mdl")
-    assert not cerebras_folder.is_cerebras(fs, f"{bucket}/y.mdl")
-    assert not cerebras_folder.is_cerebras(fs, f"{bucket}/x")
-
-
 def test_other_kinds_of_values(tmp_path: Path) -> None:
     """What the reference may write some day is named, and the rest is loaded."""
     folder = changed(tmp_path / "x", "weights_plain", **report("weights_plain", "w", __TYPE__="SparseSerializer"))

@@ -18,7 +18,7 @@ from checkpoints import Point
 from proxy import Fault, fault_proxy, through
 
 from fsspec_csx.checkpoint.api import save
-from fsspec_csx.formats import scan
+from fsspec_csx.formats import verify_report
 from fsspec_csx.manage.verify import VerifyResult, verify
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture(params=[32 * 2**20, 1000, 77])
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of many sizes."""
-    monkeypatch.setattr(scan, "_PIECE", request.param)
+    monkeypatch.setattr(verify_report, "_PIECE", request.param)
 
 
 def records_of(path: Path) -> int:

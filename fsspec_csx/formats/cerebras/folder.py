@@ -36,12 +36,6 @@ class ObjectRead(NamedTuple):
     size: int
 
 
-def is_cerebras(fs: AbstractFileSystem, path: str) -> bool:
-    """Return whether a path has a Cerebras checkpoint, finished or not."""
-    fs.invalidate_cache()
-    return bool(fs.exists(metadata_of(path)))
-
-
 def objects_of(fs: AbstractFileSystem, path: str) -> list[str]:
     """List all objects below a path in the order to copy them: ``__METADATA__`` last.
 

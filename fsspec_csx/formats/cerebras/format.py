@@ -13,6 +13,7 @@ import torch
 from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import CheckpointError
+from fsspec_csx.formats import reader
 from fsspec_csx.formats.base import ON_CPU, Converted, ConvertOptions, Format, ReadOptions
 from fsspec_csx.formats.cerebras import folder as cerebras_folder
 from fsspec_csx.formats.cerebras import hdf5, verify
@@ -20,9 +21,8 @@ from fsspec_csx.formats.cerebras import source as cerebras_source
 from fsspec_csx.formats.cerebras.source import CerebrasSource
 from fsspec_csx.formats.cerebras.writer import CerebrasWriter
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
-from fsspec_csx.formats.scan import Sum
 from fsspec_csx.formats.torch_zip.storage_placement import placed
-from fsspec_csx.formats.verify_report import Report, damage_of
+from fsspec_csx.formats.verify_report import Report, Sum, damage_of
 from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.progress import ProgressMeter
@@ -36,6 +36,7 @@ class CerebrasFormat(Format[CerebrasSource]):
 
     name = "cerebras"
     flattened = True
+    writer_class = CerebrasWriter
 
     def open_file(self, file: Source, head: bytes, folder: Folder, name: str) -> Source | None:
         return hdf5.source(file, folder.name) if hdf5.is_hdf5(head) else None
@@ -64,14 +65,9 @@ class CerebrasFormat(Format[CerebrasSource]):
         except CheckpointError as error:  # invalid links
             return Report(damage=[damage_of(error, name)])
 
-    def writer(self, obj: Any, *, copied: bool = False) -> CerebrasWriter:  # type: ignore[override]  # no options
-        return CerebrasWriter(obj, copied=copied)
-
     def convert(self, source: Source, options: ConvertOptions, target: Target, progress: Callback) -> Converted:
         """Convert; this loads the whole source into memory."""
         self.refuse_cast(options)
-        from fsspec_csx.formats import reader  # only here, as it imports the registry of this
-
         # With keys, the error names an entry that cannot be loaded.
         obj = reader.read(source, name=options.name, keys=options.keys or (lambda name: True))
         writer = self.writer(obj)

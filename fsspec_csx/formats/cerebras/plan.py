@@ -18,7 +18,7 @@ from fsspec_csx.formats.cerebras.metadata import LEAF, OWN, SUCCESS, is_safe
 from fsspec_csx.formats.safetensors.writer import PLAIN
 from fsspec_csx.tensors.memory import address, is_freed
 from fsspec_csx.tensors.names import below, few, quoted
-from fsspec_csx.tensors.snapshot import copy_tensors
+from fsspec_csx.tensors.snapshot import copies_of
 
 _VERSION, _WRITTEN_AS = 0.5, "2.10.0"
 _SHOWN = 20
@@ -76,7 +76,7 @@ class Plan:
 
     def copy(self) -> None:
         """Copy the tensors, so that the originals may change."""
-        self.bodies = dict(zip(self.bodies, copy_tensors([*self.bodies.values()]), strict=True))
+        self.bodies = copies_of(self.bodies)
 
     def header(self, name: str) -> str:
         """Return the JSON for the user metadata ``metadata`` of a tensor's object."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import os
 import pickle
+import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,6 @@ from fsspec_csx.formats.cerebras import tree as cerebras_tree
 from fsspec_csx.formats.cerebras.leaf import Alias, ConstantLeaf, Leaf, TensorLeaf, UnreadValue, Value
 from fsspec_csx.formats.cerebras.metadata import LEAF, LITTLE_ENDIAN, SUCCESS, damaged
 from fsspec_csx.formats.cerebras.tree import Tree
-from fsspec_csx.formats.cerebras.zstd import unpacked
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
 from fsspec_csx.tensors import names
 from fsspec_csx.tensors.crc32 import crc32_of
@@ -283,3 +283,27 @@ def _repeat(leaf: ConstantLeaf, memory: memoryview) -> None:
 def _memory_of(place: LeafSpan) -> int:
     """Return the memory in bytes that decompressing a tensor takes."""
     return place.leaf.nbytes + (place.leaf.stored if isinstance(place.leaf, TensorLeaf) else 0)
+
+
+def unpacked(data: bytes, size: int | None = None) -> Any:
+    """Decompress a zstd frame, up to ``size`` bytes; return None if it is incomplete or has another size."""
+    zstd = _zstd()
+    decompressor = zstd.ZstdDecompressor()
+    try:
+        found = decompressor.decompress(data, -1 if size is None else size + 1)
+    except zstd.ZstdError:
+        return None
+    whole = decompressor.eof and not decompressor.unused_data and size in (None, len(found))
+    return found if whole else None
+
+
+def _zstd() -> Any:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        try:
+            from backports import zstd
+        except ImportError as error:
+            msg = "The checkpoint is compressed by zstd, which this Python cannot read. Install 'fsspec-csx[cerebras]'."
+            raise ModuleNotFoundError(msg, name="backports.zstd") from error
+    return zstd

@@ -14,8 +14,7 @@ from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 from fsspec_csx.formats.dcp import verify
 from fsspec_csx.formats.dcp.folder import ShardedFolder
 from fsspec_csx.formats.dcp.source import ShardedSource
-from fsspec_csx.formats.scan import Sum
-from fsspec_csx.formats.verify_report import Report
+from fsspec_csx.formats.verify_report import Report, Sum
 from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage import folder as storage_folder
 from fsspec_csx.tensors.lazy_object import LazyObject

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 from collections.abc import Iterator
+from typing import IO
 
 import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.boxes import Box, boxes_of
-from fsspec_csx.formats.dcp.file_cache import FileCache
 from fsspec_csx.formats.dcp.folder import MANIFEST, ShardedFolder
 from fsspec_csx.formats.dcp.full_state_dict import ManifestEntry, ShardedStateDict, entries_of, replaced
 from fsspec_csx.formats.dcp.manifest import ItemLocation, plain_of
@@ -19,6 +20,40 @@ from fsspec_csx.formats.dcp.reader import TensorRead, read_tensors
 from fsspec_csx.tensors.crc32 import RunningCrc32, crc32_of
 from fsspec_csx.tensors.lazy_object import LazyObject, Record
 from fsspec_csx.tensors.source import Source, Spans
+
+_MOST = 64
+
+
+class FileCache(ShardedFolder):
+    """A folder that keeps the most recently read files open until ``close``."""
+
+    def __init__(self, folder: ShardedFolder) -> None:
+        super().__init__(folder.fs, folder.path, folder.name)
+        self._kept: dict[str, IO[bytes]] = {}
+
+    @contextlib.contextmanager
+    def reading(self, name: str) -> Iterator[IO[bytes]]:
+        """Open a file for one user at a time."""
+        file = self._kept.pop(name, None) or self.open(name)
+        try:
+            yield file
+        except BaseException:
+            file.close()
+            raise
+        if other := self._kept.pop(name, None):
+            other.close()
+        self._kept[name] = file
+        while len(self._kept) > _MOST:
+            self._close(next(iter(self._kept)))
+
+    def close(self) -> None:
+        """Close all files."""
+        for name in [*self._kept]:
+            self._close(name)
+
+    def _close(self, name: str) -> None:
+        if file := self._kept.pop(name, None):
+            file.close()
 
 
 class ShardedSource(Source):

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
 
 from fsspec.callbacks import Callback
 
 from fsspec_csx.errors import InvalidCheckpointError
+from fsspec_csx.formats import verify_report
 from fsspec_csx.formats.base import ON_CPU, Converted, ConvertOptions, Format, ReadOptions
-from fsspec_csx.formats.huggingface.index import LARGEST, decoded
+from fsspec_csx.formats.conversion import Conversion
+from fsspec_csx.formats.huggingface.index import LARGEST, Index, decoded
 from fsspec_csx.formats.huggingface.names import is_index, models
 from fsspec_csx.formats.huggingface.source import HuggingFaceSource
-from fsspec_csx.formats.huggingface.writer import SHARD_SIZE, FolderReplacement, HuggingFaceWriter, split
-from fsspec_csx.formats.scan import Sum
+from fsspec_csx.formats.huggingface.writer import FolderReplacement, HuggingFaceWriter, split
 from fsspec_csx.formats.torch_zip.storage_placement import placed
-from fsspec_csx.formats.verify_report import Report
+from fsspec_csx.formats.verify_report import Report, Sum
 from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.progress import ProgressMeter
+from fsspec_csx.tensors import names
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
 
@@ -30,6 +32,7 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
     name = "huggingface"
     has_shard_size = True
     has_checksums = False
+    writer_class = HuggingFaceWriter
 
     def open_file(self, file: Source, head: bytes, folder: Folder, name: str) -> Source | None:
         """Open the folder of an index."""
@@ -70,18 +73,10 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
 
     def examine(self, source: HuggingFaceSource, name: str, compute: Sum) -> Report:
         """Check the structure of the safetensors files, which have no checksums."""
-        from fsspec_csx.formats.huggingface import verify  # only here, as it imports the reader of all formats
-
-        return verify.examine(source)
-
-    def writer(self, obj: Any, *, copied: bool = False, max_shard_size: int | str = SHARD_SIZE) -> HuggingFaceWriter:  # type: ignore[override]
-        """See ``Format``; ``max_shard_size`` is a number of bytes, or a text such as ``5GB``."""
-        return HuggingFaceWriter(obj, copied=copied, max_shard_size=max_shard_size)
+        return _examined(source)
 
     def convert(self, source: Source, options: ConvertOptions, target: Target, progress: Callback) -> Converted:
         """Write the shards one after the other, because all tensors come from one source."""
-        from fsspec_csx.formats.conversion import Conversion  # only here, as it imports the reader, which imports this
-
         conversion = Conversion(source, options)
         parts, aliases = conversion.safetensors_files(lambda sizes: split(sizes, options.max_shard_size))
         meter = ProgressMeter(progress, sum(file.nbytes for _, file in parts), estimated=True)
@@ -93,6 +88,33 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
             size += replacing.publish(aliases, size - sum(len(file.header) for _, file in parts))
         meter.finish()
         return conversion.converted(size)
+
+
+def _examined(source: HuggingFaceSource) -> Report:
+    """Read all shards, and compare their content with the index."""
+    found = Report()
+    index = source.index
+    for shard in source.shards:
+        mine = {name for name, place in index.weight_map.items() if place == shard}
+        try:
+            (opened,) = source.open_shards([shard])
+        except InvalidCheckpointError:
+            found.damage.append(f"the shard {shard} is missing, with {names.shown(sorted(mine))}")
+            continue
+        opened.advance = source.advance
+        misfit = functools.partial(_misfit, mine=mine, index=index)
+        report = verify_report.examine(opened, name=shard, compute=lambda memory, before: 0, misfit=misfit)
+        found.add(report, shard if len(source.files) > 1 else "")
+    return found
+
+
+def _misfit(held: LazyObject, *, mine: set[str], index: Index) -> str:
+    """Describe how a shard differs from the index; empty if it does not."""
+    if lacking := sorted(mine - held.obj.keys()):
+        return f"it lacks {names.shown(lacking)}, which the index names"
+    if more := sorted(held.obj.keys() - mine - index.aliases.keys()):
+        return f"it has {names.shown(more)}, which the index does not name"
+    return ""
 
 
 FORMAT = HuggingFaceFormat()

@@ -12,18 +12,21 @@ from fsspec_csx.formats import registry
 from fsspec_csx.formats.huggingface.index import LARGEST, Index, decoded
 from fsspec_csx.formats.huggingface.names import INDEX_SUFFIX, SUFFIX, index_of, is_index, shard_names
 from fsspec_csx.formats.safetensors import writer
-from fsspec_csx.formats.torch_zip.pickled import Pickled
 from fsspec_csx.formats.writer import CheckpointWriter, Target
 from fsspec_csx.storage.folder import Folder, logger
 from fsspec_csx.storage.progress import run_in_threads
 from fsspec_csx.storage.sizes import bytes_of
+from fsspec_csx.tensors.snapshot import copies_of
 
 SHARD_SIZE = "5GB"
 _THREADS = 4
 
 
 class HuggingFaceWriter(CheckpointWriter):
-    """Writes a Hugging Face checkpoint: a mapping of names to tensors; tied tensors are stored once."""
+    """Writes a Hugging Face checkpoint: a mapping of names to tensors; tied tensors are stored once.
+
+    ``max_shard_size`` is a number of bytes, or a text such as ``5GB``.
+    """
 
     def __init__(self, obj: Any, *, copied: bool = False, max_shard_size: int | str = SHARD_SIZE) -> None:
         tensors, self._aliases = writer.without_duplicates(writer.named_tensors(obj))
@@ -31,18 +34,16 @@ class HuggingFaceWriter(CheckpointWriter):
         sizes = {name: each.nbytes for name, each in self._tensors.items()}
         self._parts = split(sizes, max_shard_size)
         self.nbytes = sum(sizes.values())
-        self._copy = Pickled(self._tensors, copied=True) if copied else None
-        if self._copy:
-            self._tensors = {}
+        if copied:
+            self._tensors = copies_of(self._tensors)
 
     def save(
         self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
     ) -> None:
-        tensors = self._copy.rebuilt() if self._copy else self._tensors
         replacing = FolderReplacement(target, self._parts)
 
         def write_one(number: int, advance: Callable[[int], object]) -> None:
-            parts = writer.file_of({each: tensors[each] for each in self._parts[number]})
+            parts = writer.file_of({each: self._tensors[each] for each in self._parts[number]})
             with replacing.folder.creating(replacing.names[number]) as file:
                 parts.write(file, advance=advance)
 
@@ -53,7 +54,7 @@ class HuggingFaceWriter(CheckpointWriter):
             replacing.publish(self._aliases, self.nbytes)
 
     def free(self) -> None:
-        self._tensors, self._copy = {}, None
+        self._tensors = {}
 
 
 class FolderReplacement:

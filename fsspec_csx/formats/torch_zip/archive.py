@@ -8,11 +8,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import sniff
+from fsspec_csx.formats.io_wrappers import TrackingReader
 from fsspec_csx.formats.torch_zip import zip_directory
 from fsspec_csx.formats.torch_zip.zip_directory import FULL_32, LOCAL, STORED, ZipEntry
 from fsspec_csx.tensors import torch_compat
@@ -134,6 +136,41 @@ def stored(source: Source) -> list[ZipEntry]:
 def damaged(name: str, what: str) -> InvalidCheckpointError:
     """Return the error for bytes that do not match their checksum."""
     return InvalidCheckpointError(f"{name} {CHECKSUM} {what} is wrong.", sniff.AGAIN)
+
+
+class CheckedReader(TrackingReader):
+    """A file for torch's reader, which reads each record's local header, and then its bytes at once.
+
+    It raises an InvalidCheckpointError for a wrong checksum. Compressed records, and other files, are not checked.
+    """
+
+    def __init__(self, source: Source, name: str) -> None:
+        super().__init__(source.file, source.size, source.advance)
+        self._name = name
+        self._headers = {entry.header: entry for entry in stored(source)}
+        self._records: dict[int, ZipEntry] = {}
+
+    def _read(self, size: int) -> bytes:
+        position = self.tell()
+        data = super()._read(size)
+        self._check(position, data)
+        return data
+
+    def _readinto(self, buffer: Any) -> int:
+        position = self.tell()
+        count = super()._readinto(buffer)
+        self._check(position, memoryview(buffer)[:count])
+        return count
+
+    def _check(self, position: int, data: bytes | memoryview) -> None:
+        entry = self._headers.get(position)
+        if entry is not None and len(data) == LOCAL.size:
+            offset = zip_directory.data_offset(bytes(data), entry)
+            if offset is not None:
+                self._records[offset] = entry
+        record = self._records.get(position)
+        if record is not None and len(data) == record.size and crc32_of(data) != record.crc32:
+            raise damaged(self._name, f"its record {record.name.decode(errors='replace')!r}")
 
 
 def _check_sizes(entries: Sequence[ZipEntry], end: int, name: str) -> None:

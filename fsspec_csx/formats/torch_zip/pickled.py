@@ -54,7 +54,6 @@ class Pickled:
             self.data = _dumped(obj, numbering, plain=plain, replaced=replaced)
         except _FreedError as error:
             raise memory.refused([name for name, value in names.walk(obj) if value is error.tensor]) from None
-        self._dtypes = numbering.dtypes
         self.storages = copy_storages(numbering.storages) if copied else numbering.storages
         self.nbytes = len(self.data) + sum(storage.nbytes() for storage in self.storages)
 
@@ -62,14 +61,6 @@ class Pickled:
         """Let torch write the file that ``torch.save`` would write of the object itself."""
         ready = SimpleNamespace(__name__="ready", Pickler=_ReadyPickler)
         torch.save(self, file, pickle_module=ready)
-
-    def rebuilt(self) -> Any:
-        """Return the object with its tensors in the memory of the storages, for formats other than pickles."""
-        unpickler = _Unpickler(io.BytesIO(self.data))
-        unpickler.storages = [
-            torch_compat.typed(storage, dtype) for storage, dtype in zip(self.storages, self._dtypes, strict=True)
-        ]
-        return unpickler.load()
 
 
 _OF_TORCH = (torch.Tensor, torch.storage.TypedStorage, torch.UntypedStorage)
@@ -92,16 +83,10 @@ def _refuse_freed(tensor: torch.Tensor) -> None:
 
 
 class _Numbering:
-    """Numbers storages in the order in which they are pickled.
-
-    Attributes:
-        storages: in this order.
-        dtypes: the dtype under which each storage was pickled first.
-    """
+    """Numbers storages in the order in which they are pickled."""
 
     def __init__(self) -> None:
         self.storages: list[torch.UntypedStorage] = []
-        self.dtypes: list[torch.dtype] = []
         self._keys: dict[int, str] = {}
         self._dtype_at: dict[int, torch.dtype] = {}
 
@@ -114,7 +99,6 @@ class _Numbering:
         key = self._keys.setdefault(torch_compat.address(storage), str(len(self._keys)))
         if len(self.storages) < len(self._keys):
             self.storages.append(storage)  # keep it: the address of a temporary storage could be reused
-            self.dtypes.append(dtype)
         return "storage", kind, key, torch_compat.location_tag(storage), storage.nbytes() // dtype.itemsize
 
 
@@ -232,15 +216,6 @@ def _are_reductions_known() -> bool:
         return False
     specimen = [*plain, *plain, *map(torch.nn.Parameter, plain[:1]), torch.zeros((), device="cpu", requires_grad=True)]
     return _dumped(specimen, _Numbering(), plain=True) == _dumped(specimen, _Numbering(), plain=False)
-
-
-class _Unpickler(pickle.Unpickler):
-    """Inserts storages into a pickle that was made in this process."""
-
-    storages: list[torch.storage.TypedStorage]
-
-    def persistent_load(self, identity: tuple[str, Any, str, str, int]) -> torch.storage.TypedStorage:
-        return self.storages[int(identity[2])]
 
 
 class _ReadyPickler:

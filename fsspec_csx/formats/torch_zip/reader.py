@@ -24,7 +24,6 @@ from fsspec_csx.formats.base import ON_CPU, ReadOptions
 from fsspec_csx.formats.io_wrappers import TrackingReader
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import pickle_bounds, plain, structure_limits
-from fsspec_csx.formats.torch_zip.checked_archive import CheckedReader
 from fsspec_csx.formats.torch_zip.pickle_scan import ScanError
 from fsspec_csx.tensors import fill, names, torch_compat
 from fsspec_csx.tensors.lazy_object import LazyObject
@@ -105,7 +104,7 @@ def structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyO
             named = pickle_bounds.check(data, name) if data is not None else []
             if not _allowed().issuperset(named):  # check now: torch would read tensors before it refuses the name
                 raise _damaged(source, name) or _unsafe(name, _PROTOCOLS[0], named)
-        reader = CheckedReader(source, name)
+        reader = torch_archive.CheckedReader(source, name)
         reader.seek(0)
         obj = reader.unmasked(
             lambda: torch.load(reader, map_location=map_location, weights_only=weights_only, mmap=False)  # type: ignore[arg-type]

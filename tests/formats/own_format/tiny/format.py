@@ -11,8 +11,7 @@ from fsspec.callbacks import Callback
 from fsspec_csx.formats.tiny.layout import MANIFEST
 
 from fsspec_csx.formats.base import ON_CPU, Converted, ConvertOptions, Format, ReadOptions
-from fsspec_csx.formats.scan import Sum
-from fsspec_csx.formats.verify_report import Report
+from fsspec_csx.formats.verify_report import Report, Sum
 from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.folder import Folder
 from fsspec_csx.tensors.lazy_object import LazyObject
