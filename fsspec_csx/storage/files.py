@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Mapping
 from inspect import signature
 from typing import IO, Any
@@ -74,12 +76,19 @@ def file_size(file: IO[bytes]) -> int:
 
 
 def file_state(fs: fsspec.AbstractFileSystem | None, path: str) -> dict[str, Any]:
-    """Return the details of a file that change with its content, with its ``size`` in bytes."""
+    """Return the details of a file that change with its content, with its ``size`` in bytes.
+
+    Raises an IsADirectoryError for a folder.
+    """
     if fs is None:
         status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         return {"size": status.st_size, "mtime": status.st_mtime_ns, "file": (status.st_dev, status.st_ino)}
     invalidate_listings(fs, path)
     info = fs.info(path)
+    if info["type"] == "directory":
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     return {name: info[name] for name in _CHANGING if name in info}
 
 

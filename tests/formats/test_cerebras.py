@@ -32,6 +32,7 @@ from fsspec_csx.formats.cerebras import folder as cerebras_folder
 from fsspec_csx.formats.cerebras import verify as cerebras_verify
 from fsspec_csx.formats.verify_report import Report
 from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.storage.folder import Folder
 from fsspec_csx.tensors import fill
 from fsspec_csx.testing import Identity, LocalS3
 
@@ -87,7 +88,7 @@ def test_other_filesystems(case: str, server: LocalS3, fs: CSXFileSystem, bucket
     assert same(load(f"memory://{tmp_path.name}", keys=readable(case)), expected(case))
     url = upload(fs, case, f"{bucket}/x.mdl")
     plain = s3fs.S3FileSystem(**server.storage_options(), skip_instance_cache=True)
-    with cerebras_folder.opened(plain, f"{bucket}/x.mdl", name="x") as source:
+    with cerebras_folder.opened(Folder(plain, f"{bucket}/x.mdl", "x")) as source:
         assert source is not None
         filled = source.tensors()
         source.read([(each.offset, _memory(each.storage)) for each in filled.records])
@@ -521,20 +522,6 @@ def test_folder_of_others_is_not_replaced(environment: LocalS3, fs: CSXFileSyste
 # -- for the commands --------------------------------------------------------------------------------------------------
 
 
-def test_objects_of(fs: CSXFileSystem, bucket: str, tmp_path: Path) -> None:
-    """Exactly the objects of a checkpoint are found, its metadata last, and not those of one that is called alike."""
-    upload(fs, "tied", f"{bucket}/x.mdl")
-    upload(fs, "tied", f"{bucket}/x.mdl0")
-    found = cerebras_folder.objects_of(fs, f"{bucket}/x.mdl")
-    assert found == [f"{bucket}/x.mdl/{key}" for key in ("emb", "head_view", "same_obj", "__METADATA__")]
-    local = fsspec.filesystem("file")
-    folder = str(changed(tmp_path / "x", "tied"))
-    assert [each.removeprefix(folder) for each in cerebras_folder.objects_of(local, folder)] == [
-        each.removeprefix(f"{bucket}/x.mdl") for each in found
-    ]
-    assert cerebras_folder.objects_of(fs, f"{bucket}/y.mdl") == []
-
-
 @pytest.mark.parametrize("batch", [64 * 2**20, 1000])
 def test_verify(
     batch: int, environment: LocalS3, fs: CSXFileSystem, bucket: str, monkeypatch: pytest.MonkeyPatch
@@ -546,16 +533,16 @@ def test_verify(
         f"s3://{bucket}/x.mdl",
         format="cerebras",
     )
-    with cerebras_folder.opened(fs, f"{bucket}/x.mdl", name="x") as source:
+    with cerebras_folder.opened(Folder(fs, f"{bucket}/x.mdl", "x")) as source:
         assert source is not None
         assert cerebras_verify.examine(source) == Report(3, 0)
     data = bytearray(fs.cat_file(f"{bucket}/x.mdl/a"))
     data[2000] ^= 1
     fs.pipe_file(f"{bucket}/x.mdl/a", bytes(data))
-    with cerebras_folder.opened(fs, f"{bucket}/x.mdl", name="x") as source:
+    with cerebras_folder.opened(Folder(fs, f"{bucket}/x.mdl", "x")) as source:
         assert source is not None
         assert cerebras_verify.examine(source) == Report(3, 0, ["the checksum of 'a' is wrong"])
-    with cerebras_folder.opened(fsspec.filesystem("file"), str(DATA / "tied" / "s3"), name="x") as source:
+    with cerebras_folder.opened(Folder(None, str(DATA / "tied" / "s3"), "x")) as source:
         assert source is not None
         note = "'same_obj', 'same_obj2': pickles, which may run any code, and so were not looked at"
         assert cerebras_verify.examine(source) == Report(0, 4, [], [note])

@@ -6,24 +6,21 @@ The layout of a folder K, as cerebras_pytorch 2.10 writes it: ``K/NAME`` for eac
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fsspec import AbstractFileSystem
 
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError
-from fsspec_csx.formats.cerebras import metadata as cerebras_metadata
 from fsspec_csx.formats.cerebras.leaf import Leaf, TensorLeaf, UnreadValue
-from fsspec_csx.formats.cerebras.metadata import damaged, is_safe, own_entry
+from fsspec_csx.formats.cerebras.metadata import LARGEST, NAME, damaged, decoded, is_safe, own_entry
 from fsspec_csx.formats.cerebras.source import CerebrasSource, LeafSpan
-from fsspec_csx.storage.files import file_size
+from fsspec_csx.storage.files import file_size, file_state, open_file
 from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.progress import run_in_threads
 from fsspec_csx.tensors.names import quoted
 from fsspec_csx.tensors.source import BareSource
 
-# The details of a file that change with its content.
-_CHANGING = ("ETag", "VersionId", "LastModified", "size", "ino", "mtime", "created")
 _THREADS = 8
 
 
@@ -36,81 +33,61 @@ class ObjectRead(NamedTuple):
     size: int
 
 
-def objects_of(fs: AbstractFileSystem, path: str) -> list[str]:
-    """List all objects below a path in the order to copy them: ``__METADATA__`` last.
-
-    Delete them in reverse order: without ``__METADATA__`` the rest is no checkpoint.
-    """
-    fs.invalidate_cache()
-    folder, last = f"{path.rstrip('/')}/", metadata_of(path)
-    try:
-        found = [each for each in fs.find(path) if each.startswith(folder)]
-    except FileNotFoundError:
-        found = []
-    return sorted(found, key=lambda each: (each == last, each))
-
-
 @contextlib.contextmanager
-def opened(fs: AbstractFileSystem, path: str, *, name: str) -> Iterator[FolderSource | None]:
+def opened(folder: Folder) -> Iterator[FolderSource | None]:
     """Open the checkpoint in a folder; yield None if there is none.
 
     Raises:
         InvalidCheckpointError: if the checkpoint is saved again before the block ends.
     """
     try:
-        before = _info(fs, path)
-    except PermissionError:
-        before = None
-    if before is None:
+        before = file_state(folder.fs, folder.at(NAME))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
         yield None
         return
     try:
-        yield FolderSource(fs, path, _read_metadata(fs, path, before["size"], name), name=name)
+        yield FolderSource(folder, _read_metadata(folder, before["size"]))
     except CheckpointError:
-        _check_unchanged(fs, path, before, name)
+        _check_unchanged(folder, before)
         raise
-    _check_unchanged(fs, path, before, name)
+    _check_unchanged(folder, before)
 
 
-def _check_unchanged(fs: AbstractFileSystem, path: str, before: Any, name: str) -> None:
-    after = _info(fs, path) or {}
-    if any(after.get(key) != before.get(key) for key in _CHANGING):
-        raise InvalidCheckpointError(f"{name} was saved anew while it was read.", "Load it again.")
-
-
-def _info(fs: AbstractFileSystem, path: str) -> Any:
-    """Return the filesystem's details of a checkpoint's metadata; None if there is none."""
-    fs.invalidate_cache()
+def _check_unchanged(folder: Folder, before: Mapping[str, Any]) -> None:
     try:
-        info = fs.info(metadata_of(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return info if info["type"] == "file" else None
+        changed = file_state(folder.fs, folder.at(NAME)) != before
+    except FileNotFoundError:
+        changed = True
+    if changed:
+        raise InvalidCheckpointError(f"{folder.name} was saved anew while it was read.", "Load it again.")
 
 
-def _read_metadata(fs: AbstractFileSystem, path: str, size: int, name: str) -> dict[str, Any]:
-    if size > cerebras_metadata.LARGEST:
-        raise damaged(name, f"its {cerebras_metadata.NAME} has {size} bytes, more than {cerebras_metadata.LARGEST}")
-    return cerebras_metadata.decoded(fs.cat_file(metadata_of(path)), name=name)
+def _read_metadata(folder: Folder, size: int) -> dict[str, Any]:
+    if size > LARGEST:
+        raise damaged(folder.name, f"its {NAME} has {size} bytes, more than {LARGEST}")
+    if folder.fs is not None:
+        return decoded(folder.fs.cat_file(folder.at(NAME)), name=folder.name)
+    with folder.open(NAME) as file:
+        return decoded(file.read(), name=folder.name)
 
 
 class FolderSource(CerebrasSource):
     """A Cerebras checkpoint in a folder."""
 
-    def __init__(self, fs: Any, path: str, metadata: dict[str, Any], *, name: str) -> None:
-        super().__init__(name, metadata, _checksums(metadata))
-        self._fs = fs
-        self._path = path
+    def __init__(self, folder: Folder, metadata: dict[str, Any]) -> None:
+        super().__init__(folder.name, metadata, _checksums(metadata))
+        self._folder = folder
         self._others: dict[str, CerebrasSource | str] = {}
         for key, leaf in self.leaves.items():
             if isinstance(leaf, (TensorLeaf, UnreadValue)) and not is_safe(key):
-                raise damaged(name, f"{quoted(key)} is no name of an object in its folder")
+                raise damaged(folder.name, f"{quoted(key)} is no name of an object in its folder")
 
     def _followed(self, leaf: TensorLeaf) -> Leaf:
         path, key = leaf.elsewhere or ("", "")
-        if not path.startswith("s3://") or "s3" not in protocols(self._fs):
+        fs = self._folder.fs
+        if fs is None or not path.startswith("s3://") or not is_s3(fs):
             return super()._followed(leaf)
-        there = self._fs._strip_protocol(path)
+        there = fs._strip_protocol(path)
         if there not in self._others:
             self._others[there] = self._other(there, path)
         other = self._others[there]
@@ -124,9 +101,10 @@ class FolderSource(CerebrasSource):
         return TensorLeaf(found.dtype, found.shape, found.stored, found.compressed, leaf.is_array, (there, key))
 
     def _other(self, path: str, name: str) -> CerebrasSource | str:
+        other = Folder(self._folder.fs, path, name)
         try:
-            size = self._fs.info(metadata_of(path))["size"]
-            return FolderSource(self._fs, path, _read_metadata(self._fs, path, size, name), name=name)
+            size = file_state(other.fs, other.at(NAME))["size"]
+            return FolderSource(other, _read_metadata(other, size))
         except (CheckpointError, FileNotFoundError, PermissionError) as error:
             return str(error)
 
@@ -134,11 +112,11 @@ class FolderSource(CerebrasSource):
         """Return the path of a value's object."""
         if isinstance(leaf, TensorLeaf) and leaf.elsewhere is not None:
             return "/".join(leaf.elsewhere)
-        return f"{self._path}/{key}"
+        return self._folder.at(key)
 
     def _is_stored(self, name: str, leaf: TensorLeaf) -> bool:
         try:
-            return bool(self._fs.info(self._object(name, leaf))["size"] == leaf.stored)
+            return bool(file_state(self._folder.fs, self._object(name, leaf))["size"] == leaf.stored)
         except FileNotFoundError:
             return False
 
@@ -162,8 +140,9 @@ class FolderSource(CerebrasSource):
 
     def _read_objects(self, wanted: Sequence[ObjectRead]) -> None:
         try:
-            of_s3 = hasattr(self._fs, "readinto_objects")
-            sizes = self._fs.readinto_objects(wanted, self.advance) if of_s3 else self._read_files(wanted)
+            fs: Any = self._folder.fs
+            of_s3 = hasattr(fs, "readinto_objects")
+            sizes = fs.readinto_objects(wanted, self.advance) if of_s3 else self._read_files(wanted)
         except FileNotFoundError as error:
             raise damaged(self.name, f"an object of it is missing ({error})") from error
         for each, size in zip(wanted, sizes, strict=True):
@@ -176,24 +155,19 @@ class FolderSource(CerebrasSource):
 
         def read(number: int, advance: Callable[[int], object]) -> None:
             part = wanted[number]
-            with self._fs.open(part.path, "rb") as file:
+            with open_file(self._folder.fs, part.path) as file:
                 sizes[number] = file_size(file)
                 if sizes[number] == part.size:
                     BareSource(file, part.size, advance).read([(part.start, part.memory)])
 
-        threads = _THREADS if Folder(self._fs, self._path, self.name).threads else 1
+        threads = _THREADS if self._folder.threads else 1
         run_in_threads(read, range(len(wanted)), self.advance, threads=threads, name="fsspec_csx cerebras")
         return sizes
 
 
-def protocols(fs: AbstractFileSystem) -> Sequence[str]:
-    """Return the protocols of a filesystem."""
-    return (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
-
-
-def metadata_of(path: str) -> str:
-    """Return the path of the metadata of the checkpoint in a folder."""
-    return f"{path.rstrip('/')}/{cerebras_metadata.NAME}"
+def is_s3(fs: AbstractFileSystem) -> bool:
+    """Return whether a filesystem is S3, of any package."""
+    return "s3" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
 
 
 def _checksums(metadata: dict[str, Any]) -> dict[str, int]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
-import fsspec
 import torch
 from fsspec.callbacks import Callback
 
@@ -44,10 +42,7 @@ class CerebrasFormat(Format[CerebrasSource]):
     def open_folder(
         self, folder: Folder, names: Callable[[], Collection[str]]
     ) -> contextlib.AbstractContextManager[Source | None]:
-        fs, path = folder.fs, folder.path
-        if fs is None:
-            fs, path = fsspec.filesystem("file"), os.path.abspath(path)  # fsspec would expand '~'
-        return cerebras_folder.opened(fs, path, name=folder.name)
+        return cerebras_folder.opened(folder)
 
     def structure(self, source: CerebrasSource, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
         found = placed(source, source.tensors(), name, options)

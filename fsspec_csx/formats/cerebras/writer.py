@@ -12,10 +12,13 @@ from fsspec.asyn import sync
 
 from fsspec_csx.formats import check_little_endian
 from fsspec_csx.formats.cerebras import metadata as cerebras_metadata
-from fsspec_csx.formats.cerebras.folder import metadata_of, objects_of, protocols
+from fsspec_csx.formats.cerebras.folder import is_s3
+from fsspec_csx.formats.cerebras.layout import LAYOUT
 from fsspec_csx.formats.cerebras.plan import Plan
+from fsspec_csx.formats.folder_layout import OwnFiles
 from fsspec_csx.formats.writer import CheckpointWriter, Target
 from fsspec_csx.storage.files import unwrap_filesystem
+from fsspec_csx.storage.folder import Folder
 from fsspec_csx.tensors.crc32 import crc32_of
 from fsspec_csx.tensors.names import quoted
 from fsspec_csx.tensors.tiling import memory
@@ -64,7 +67,7 @@ class CerebrasWriter(CheckpointWriter):
         _clear(plan, fs, path, name)
         crc32 = _write_bodies(plan, fs, path, advance)
         commit()
-        fs.pipe_file(metadata_of(path), cerebras_metadata.encoded(plan.finished(crc32)))
+        fs.pipe_file(f"{path}/{cerebras_metadata.NAME}", cerebras_metadata.encoded(plan.finished(crc32)))
 
     def free(self) -> None:
         """Release the object or its copy."""
@@ -73,45 +76,40 @@ class CerebrasWriter(CheckpointWriter):
 
 def check_place(fs: AbstractFileSystem | None, name: str) -> None:
     """Raise a ValueError for filesystems other than S3."""
-    if fs is None or "s3" not in protocols(fs):
+    if fs is None or not is_s3(fs):
         msg = f"Cerebras checkpoints can be written to S3 alone, and {name} is not there. Save without a format."
         raise ValueError(msg)
 
 
 def _clear(plan: Plan, fs: AbstractFileSystem, path: str, name: str) -> None:
     """Mark the checkpoint at the path as unfinished, and delete the objects that will not be replaced."""
-    metadata, folder = metadata_of(path), f"{path}/"
-    held = [each.removeprefix(folder) for each in objects_of(fs, path)]
+    held = _objects_below(fs, path)
     if fs.isfile(path):
         msg = f"There is an object {name}, and a Cerebras checkpoint is a folder. Delete it, or choose another name."
         raise FileExistsError(msg)
-    former: list[str] = []
-    unclear: list[str] = []
-    if cerebras_metadata.NAME in held:
-        former, unclear = cerebras_metadata.split_owned(_former(fs, metadata), held)
-    others = {*held} - {*former}
-    is_other = cerebras_metadata.other_owner_test(held)
-    if (held and not former) or not others.isdisjoint(plan.bodies) or any(map(is_other, plan.bodies)):
+    former = LAYOUT.own_files(Folder(fs, path, name), held) if cerebras_metadata.NAME in held else OwnFiles([], [])
+    others = {*held}.difference(former.names)
+    if (held and not former.names) or not others.isdisjoint(plan.bodies) or LAYOUT.is_below_other(held, plan.bodies):
         msg = f"{name} has other files, which a Cerebras checkpoint would replace. Delete them, or choose another name."
         raise FileExistsError(msg)
-    if unclear:
-        logger.warning("%s is replaced, and %s. They stay.", name, cerebras_metadata.unclear_owner(unclear))
-    fs.pipe_file(metadata, cerebras_metadata.encoded(plan.begun(former)))
+    if former.note:
+        logger.warning("%s is replaced, and %s. They stay.", name, former.note)
+    fs.pipe_file(f"{path}/{cerebras_metadata.NAME}", cerebras_metadata.encoded(plan.begun(former.names)))
     wanted = {cerebras_metadata.NAME, *plan.bodies}
-    left = [folder + each for each in former if each not in wanted]
+    left = [f"{path}/{each}" for each in former.names if each not in wanted]
     for start in range(0, len(left), _DELETED_AT_ONCE):
         # Not rm: it expands '*', '?' and '[' in names.
         sync(fs.loop, fs._bulk_delete, left[start : start + _DELETED_AT_ONCE])
 
 
-def _former(fs: AbstractFileSystem, metadata: str) -> bytes:
-    """Read the metadata of the old checkpoint, up to the limit; empty if it cannot be read."""
+def _objects_below(fs: AbstractFileSystem, path: str) -> list[str]:
+    """Return the names of all objects below a path."""
+    fs.invalidate_cache()
+    folder = f"{path}/"
     try:
-        with fs.open(metadata, "rb") as file:
-            data: bytes = file.read(cerebras_metadata.LARGEST + 1)
-            return data
-    except (FileNotFoundError, PermissionError):
-        return b""
+        return [each.removeprefix(folder) for each in fs.find(path) if each.startswith(folder)]
+    except FileNotFoundError:
+        return []
 
 
 def _write_bodies(plan: Plan, fs: AbstractFileSystem, path: str, advance: Callable[[int], object]) -> dict[str, int]:
