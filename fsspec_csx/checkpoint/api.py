@@ -283,7 +283,7 @@ def inspect(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] 
         UnsafeCheckpointError: a ValueError, if the file could run code.
         OSError: any error of the filesystem, unchanged, such as FileNotFoundError.
     """
-    from fsspec_csx.formats import opening, reader  # these import torch
+    from fsspec_csx.formats import opening, registry  # these import torch
 
     with opening.checkpoint(path, storage_options) as (source, name):
-        return reader.describe(source, name=name)
+        return registry.format_of(source).info(source, name)

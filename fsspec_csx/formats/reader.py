@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.formats import registry
 from fsspec_csx.formats.base import FileFormat, ReadOptions
-from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders, structure_limits
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
@@ -78,11 +77,6 @@ def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None,
     source.verify_whole(name)
     match.replace_values()
     casts.warn()
-
-
-def describe(source: Source, *, name: str) -> CheckpointInfo:
-    """Describe a checkpoint without reading tensor data; objects of unknown classes become a ``Placeholder``."""
-    return registry.format_of(source).info(source, name)
 
 
 def structure(source: Source, name: str, *, bounded: bool = False) -> LazyObject:

@@ -7,7 +7,6 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 
@@ -56,36 +55,29 @@ class Report:
         self.notes += [prefix + each for each in report.notes]
 
 
-class _Structure(NamedTuple):
-    """The structure of a file if it can be read; else its damage, or the reason why it was not read."""
-
-    found: LazyObject | None = None
-    flaw: str = ""
-    note: str = ""
-
-
 def examine(
     source: Source, *, name: str, compute: Sum, misfit: Callable[[LazyObject], str] = lambda found: ""
 ) -> Report:
     """Read all of a checkpoint, and look for damage. ``misfit`` describes a mismatch with the expected content."""
-    shape = _structure(source, name)
+    found, flaw, note = _structure(source, name)
     entries, end = torch_archive.records(source) or ([], 0)
     beyond = _beyond(entries, end)
     wrong, lost, checksum = scan(source, [] if beyond else entries, compute)
-    damage = [shape.flaw] if shape.flaw and not (wrong and torch_archive.CHECKSUM in shape.flaw) else []
-    damage += [flaw] if shape.found and (flaw := misfit(shape.found)) else []
-    damage += [f"{_called(entry, shape.found)} reaches beyond the zip directory" for entry in beyond]
-    damage += [f"the local header of {_called(entry, shape.found)} is wrong" for entry in lost]
-    damage += [f"the checksum of {_called(entry, shape.found)} is wrong" for entry in wrong]
+    damage = [flaw] if flaw and not (wrong and torch_archive.CHECKSUM in flaw) else []
+    damage += [difference] if found and (difference := misfit(found)) else []
+    damage += [f"{_called(entry, found)} reaches beyond the zip directory" for entry in beyond]
+    damage += [f"the local header of {_called(entry, found)} is wrong" for entry in lost]
+    damage += [f"the checksum of {_called(entry, found)} is wrong" for entry in wrong]
     checked = sum(map(is_checked, entries))
-    unchecked = len(entries) - checked if entries else _tensors(shape.found)
-    notes = [shape.note] if shape.note else []
-    if not shape.found and not checked:  # no check succeeded
+    unchecked = len(entries) - checked if entries else _tensors(found)
+    notes = [note] if note else []
+    if not found and not checked:  # no check succeeded
         damage, notes = damage + notes, []
     return Report(checked, unchecked, damage, notes, checksum)
 
 
-def _structure(source: Source, name: str) -> _Structure:
+def _structure(source: Source, name: str) -> tuple[LazyObject | None, str, str]:
+    """Return the structure of a file if it can be read, its damage, and the reason why it was not read."""
     legacy = sniff.is_legacy(source.head(sniff.HEAD))
     note = "it is of the format before torch 1.6, which has no checksums" if legacy else ""
     try:
@@ -94,11 +86,11 @@ def _structure(source: Source, name: str) -> _Structure:
             if unknown := placeholders.found_in(found.obj):
                 what = f"{names.shown(list(unknown))} of {placeholders.classes(unknown)}"
                 note = f"it has {what}, which could run code when loaded, and so was not loaded"
-            return _Structure(found, note=note)
+            return found, "", note
     except UnsafeCheckpointError as error:
-        return _Structure(note=f"{damage_of(error, name)}, and so was not loaded")
+        return None, "", f"{damage_of(error, name)}, and so was not loaded"
     except InvalidCheckpointError as error:
-        return _Structure(flaw=damage_of(error, name))
+        return None, damage_of(error, name), ""
 
 
 def damage_of(error: CheckpointError, name: str) -> str:

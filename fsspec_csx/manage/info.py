@@ -32,11 +32,11 @@ class Description:
 
 def describe(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> Description:
     """Describe a checkpoint from a few short reads; files that ``load`` reads into memory are read completely."""
-    from fsspec_csx.formats import reader  # only here, as it imports torch
+    from fsspec_csx.formats import registry  # only here, as it imports torch
 
     place = Location.of(path, storage_options)
     with place.source() as source:
-        info = reader.describe(source, name=place.display_path)
+        info = registry.format_of(source).info(source, place.display_path)
         if source.file is None and (place.is_folder() or naming.is_index(place.name)):
             folder = path if place.is_folder() else place.text.rpartition("/")[0] or "."
             files = _files(Directory(folder, storage_options), source)

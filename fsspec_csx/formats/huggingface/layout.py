@@ -1,18 +1,30 @@
-"""The layout of Hugging Face checkpoints: an index and its shards, or one model, beside configurations."""
+"""The layout of Hugging Face checkpoints: an index and its shards, or one model, beside configurations.
+
+transformers' names: https://huggingface.co/docs/transformers/big_models
+"""
 
 from __future__ import annotations
 
 import re
+import secrets
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from fsspec_csx.formats.folder_layout import FolderLayout, incomplete
 from fsspec_csx.formats.huggingface.index import LARGEST, decoded
-from fsspec_csx.formats.huggingface.names import INDEX_SUFFIX, SHARD, STEMS, SUFFIX, is_index, models
 from fsspec_csx.formats.registry import SUFFIXES
 from fsspec_csx.storage.files import file_size
 from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.local_file import is_temporary
+
+SUFFIX = ".safetensors"
+INDEX_SUFFIX = f"{SUFFIX}.index.json"
+MODEL = "model"
+STEMS = (MODEL, "diffusion_pytorch_model", "adapter_model")
+"""The names of the models of transformers, diffusers and PEFT, without suffixes."""
+
+SHARD = re.compile(r".+-[0-9a-f]{8}-\d{5}-of-\d{5}\.safetensors", re.DOTALL)
+"""The name of a shard that this package has written."""
 
 _INDEX = ".index.json"  # also of files of torch.save
 _NUMBERED = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})(\.[^.]+)", re.DOTALL)
@@ -27,6 +39,36 @@ _NOTE = re.compile(
     r"|(?:configuration|modeling|tokenization|processing|generation)_\w+\.py|(?:tokenizer|spiece|sentencepiece\.bpe)\.model"
     r"|random_states_\d+\.pkl|\.gitattributes|latest"
 )
+
+
+def is_index(name: str) -> bool:
+    """Return whether a file name is that of an index."""
+    return name.endswith(INDEX_SUFFIX) and name != INDEX_SUFFIX
+
+
+def models(names: Collection[str]) -> list[str]:
+    """Return the file to load as the model of a folder: a single file or an index.
+
+    ``model.safetensors`` takes precedence over an index of that stem, as in transformers. For other stems the index
+    does, as in diffusers. If all names are others, return all indexes.
+    """
+    for stem in STEMS:
+        both = [f"{stem}{SUFFIX}", f"{stem}{INDEX_SUFFIX}"]
+        if found := [name for name in (both if stem == MODEL else both[::-1]) if name in names]:
+            return found[:1]
+    return sorted(filter(is_index, names))
+
+
+def index_of(path: str) -> tuple[str, str]:
+    """Return the folder and the stem of the files for the path of a folder or an index."""
+    folder, _, name = path.rpartition("/")
+    return (folder, name.removesuffix(INDEX_SUFFIX)) if is_index(name) else (path, MODEL)
+
+
+def shard_names(stem: str, count: int) -> list[str]:
+    """Return unique names for the shards of a save."""
+    save = secrets.token_hex(4)
+    return [f"{stem}-{save}-{number:05d}-of-{count:05d}{SUFFIX}" for number in range(1, count + 1)]
 
 
 class HuggingFaceLayout(FolderLayout):
