@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -23,13 +22,13 @@ def aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
-def batches(items: Iterable[T], size: Callable[[T], int], most: int, *, count: int = sys.maxsize) -> Iterator[list[T]]:
+def batches(items: Iterable[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
     """Yield batches of items in order, of at most ``most`` bytes, or a single larger item."""
     batch: list[T] = []
     taken = 0
     for item in items:
         needed = size(item)
-        if batch and (taken + needed > most or len(batch) == count):
+        if batch and taken + needed > most:
             yield batch
             batch, taken = [], 0
         batch.append(item)

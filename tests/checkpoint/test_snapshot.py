@@ -73,7 +73,7 @@ def test_copies_of_tensors() -> None:
         torch.empty(0, 2),
     ]
     given.append(torch.ones(3, device="meta"))
-    copies = snapshot.copy_tensors(given)
+    copies = [*snapshot.copies_of(dict(enumerate(given))).values()]
     assert all(torch.equal(one, other) for one, other in zip(copies[:6], given, strict=False))
     copies[0][3] = 42
     assert (copies[1][1], copies[2][0, 0], copies[4][3], base[3]) == (42, 42, 42, 3)
