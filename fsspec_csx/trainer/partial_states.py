@@ -58,11 +58,12 @@ class SaveCheckpointState(Callback):
             raise ValueError(msg)
         self.states = _keys(self.checkpoint_states)
         self._count = 0
-        self._is_due = False
+        self._due: set[int] = set()  # steps; a checkpoint may be uploaded after the next one was saved
 
     def on_save_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
         self._count += 1
-        self._is_due = self._count % self.k == 0 or trainer.is_last_step
+        if self._count % self.k == 0 or trainer.is_last_step:
+            self._due.add(trainer.global_step)
         state_dict["saved_checkpoints"] = self._count
 
     def postprocess_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
@@ -73,7 +74,7 @@ class SaveCheckpointState(Callback):
             self._count = state_validation.to_count(state_dict["saved_checkpoints"])
 
     def on_after_save_checkpoint(self, trainer: Trainer, ckpt_path: str) -> None:
-        if not self._is_due:
+        if trainer.checkpoint.step_of(ckpt_path) not in self._due:
             return
         folder, _, name = ckpt_path.rpartition("/")
         states = "_".join(self.states or ["all"])

@@ -25,7 +25,14 @@ from training import loader, made
 from fsspec_csx import load, save
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
-from fsspec_csx.trainer import Callback, Checkpoint, KeepBestCheckpoints, KeepNCheckpoints, Trainer
+from fsspec_csx.trainer import (
+    Callback,
+    Checkpoint,
+    KeepBestCheckpoints,
+    KeepNCheckpoints,
+    SaveCheckpointState,
+    Trainer,
+)
 
 JOB = Path(__file__).parents[1] / "support" / "training_job.py"
 
@@ -270,6 +277,22 @@ def test_best_is_kept(run: Run) -> None:
     assert values["values"] == {name: keep._values[name] for name in values["values"]}
     best = min(keep._values, key=keep._values.__getitem__)
     assert run.steps() == sorted({8, int(best[11:-4])})
+
+
+def test_every_second_is_copied(on_s3: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The states of every k-th checkpoint are saved, also if its upload ends after the next checkpoint was saved."""
+    release = Release()
+    upload = CSXFileSystem.put_file
+
+    def waiting(self: CSXFileSystem, *args: Any, **options: Any) -> Any:
+        assert release.go.wait(60)
+        return upload(self, *args, **options)
+
+    monkeypatch.setattr(CSXFileSystem, "put_file", waiting)
+    on_s3.fit(8, release, SaveCheckpointState(2))
+    fs, path = fsspec.url_to_fs(on_s3.root)
+    names = [name.rpartition("/")[2] for name in fs.glob(f"{path}/model_*")]
+    assert names == ["model_checkpoint_4.mdl", "model_checkpoint_8.mdl"]
 
 
 def test_refused() -> None:
