@@ -18,10 +18,12 @@ from fsspec_csx.trainer.model_io import as_list, to_device
 if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
 
+_TERMINATED = 128 + signal.SIGTERM
+
 
 @contextlib.contextmanager
 def deferred_sigterm() -> Iterator[list[int]]:
-    """Within the block, add SIGTERM to the list that this returns, rather than end the process.
+    """Within the block, add SIGTERM to the list that this returns; the process exits at the end of the block.
 
     Spot machines and job schedulers send SIGTERM. Only the main thread can handle signals.
     """
@@ -34,6 +36,8 @@ def deferred_sigterm() -> Iterator[list[int]]:
         yield terminated
     finally:
         signal.signal(signal.SIGTERM, before)
+    if terminated:  # after the last step
+        sys.exit(_TERMINATED)
 
 
 def run(
@@ -108,7 +112,7 @@ def _ends(trainer: Trainer, terminated: list[int], sync: processes.PeriodicSync)
         trainer.logger.warning("SIGTERM: the training ends after step %d.", trainer.global_step)
         if trainer.checkpoint.steps:
             trainer.checkpoint.save_last(trainer)
-        sys.exit(128 + signal.SIGTERM)
+        sys.exit(_TERMINATED)
     return exits
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -18,6 +19,7 @@ from training import loader, made
 
 from fsspec_csx import load
 from fsspec_csx.testing import LocalS3
+from fsspec_csx.trainer import Callback, Trainer
 
 JOB = Path(__file__).parents[1] / "support" / "training_job.py"
 
@@ -71,6 +73,22 @@ def test_ended(environment: LocalS3, bucket: str, number: signal.Signals, whole:
     rerun = losses(f"{root}/run", 12)
     assert min(rerun) == (found[-1] if found else 0) + 1
     assert {**steps, **rerun} == whole
+
+
+class Terminated(Callback):
+    """Gets SIGTERM in a validation."""
+
+    def on_validate_start(self, trainer: Trainer, *args: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_terminated_after_the_last_step(tmp_path: Path) -> None:
+    """SIGTERM in the last validation ends the process, too, when the checkpoint is complete."""
+    trainer, _ = made(str(tmp_path), Terminated(), loop={"max_steps": 4, "eval_frequency": 4})
+    with pytest.raises(SystemExit) as ended:
+        trainer.fit(loader(), loader(8))
+    assert ended.value.code == 143
+    assert load(str(tmp_path / "checkpoint_4.mdl"))["global_step"] == 4
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
