@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from fsspec.callbacks import Callback, NoOpCallback
@@ -83,12 +82,13 @@ def async_save(
     saving = registry.writer(obj, text, format, copied=True, max_shard_size=max_shard_size)
     future = SaveFuture(SaveProgress(callback or NoOpCallback(), saving.nbytes), local=local is not None)
     place = os.path.realpath(place) if fs is None else place
-    save = Save(future, Target(fs, inner, redacted(text)), place, saving)
-    if local is not None:
-        with tier.order:
-            save_queue.add(replace(save, saving=LocalFirst(tier, name, saving, future), order_key=tier.folder))
-    else:
-        save_queue.add(save)
+    target = Target(fs, inner, redacted(text))
+    if local is None:
+        save_queue.add(Save(future, target, place, saving))
+        return future
+    with tier.order:
+        writer = LocalFirst(tier, name, saving, future)
+        save_queue.add(Save(future, target, place, writer, order_key=tier.folder))
     return future
 
 

@@ -3,10 +3,9 @@
 from fsspec_csx.trainer.callback import Callback
 from fsspec_csx.trainer.checkpoint_retention import KeepBestCheckpoints, KeepNCheckpoints
 from fsspec_csx.trainer.checkpointing import Checkpoint
-from fsspec_csx.trainer.early_exit import EarlyExit
 from fsspec_csx.trainer.flags import GlobalFlags, ScopedTrainFlags, ScopedValidateFlags
 from fsspec_csx.trainer.loggers import Logger, Logging, ProgressLogger, TensorBoardLogger, WandbLogger
-from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
+from fsspec_csx.trainer.loop import EarlyExit, TrainingLoop, ValidationLoop
 from fsspec_csx.trainer.monitoring import CheckLoss, ComputeNorm, ModelEvalMetrics, RateProfiler, TimeRemaining
 from fsspec_csx.trainer.partial_states import LoadCheckpointStates, SaveCheckpointState
 from fsspec_csx.trainer.precision import MixedPrecision, Precision

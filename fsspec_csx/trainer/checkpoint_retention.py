@@ -36,7 +36,7 @@ class _Retention(Callback):
         self._to_delete += [name for name in self._names if name not in kept]
         self._names = [name for name in self._names if name in kept]
         wanted = {name for each in trainer.callbacks if isinstance(each, _Retention) for name in each.kept()}
-        wanted.update(_pending(trainer))
+        wanted.update(trainer.checkpoint.saves.names)
         self._to_delete = [name for name in self._to_delete if name in wanted or not _deleted(trainer, name)]
 
     def kept(self) -> set[str]:
@@ -44,7 +44,7 @@ class _Retention(Callback):
         raise NotImplementedError
 
     def on_save_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
-        pending = _pending(trainer)
+        pending = trainer.checkpoint.saves.names
         state_dict.setdefault("retention", {})[type(self).__name__] = {
             "names": [*self._names, *(name for name in pending if name not in self._names)],
             "to_delete": self._to_delete,
@@ -56,10 +56,6 @@ class _Retention(Callback):
         if own is not None and path is not None and trainer.checkpoint.matches_name(path):
             self._names = [*own["names"], path.rpartition("/")[2]]
             self._to_delete = [*own["to_delete"]]
-
-
-def _pending(trainer: Trainer) -> list[str]:
-    return [path.rpartition("/")[2] for path in trainer.checkpoint.saves.paths]
 
 
 def _deleted(trainer: Trainer, name: str) -> bool:
@@ -147,8 +143,8 @@ class KeepBestCheckpoints(_Retention):
     def on_save_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
         super().on_save_checkpoint(trainer, state_dict)
         step, value = self._result or (None, math.nan)
-        for path in trainer.checkpoint.saves.paths:
-            self._add_saved(trainer, path)
+        for name in trainer.checkpoint.saves.names:
+            self._add_saved(trainer, name)
         self._saved[trainer.global_step] = value = value if step == trainer.global_step else math.nan
         state_dict["retention"][type(self).__name__] |= {"values": dict(self._values), "value": value}
 

@@ -30,8 +30,8 @@ class PendingSaves:
         self._saves = [*(each for each in self._saves if each[0] != path), (path, save)]
 
     @property
-    def paths(self) -> list[str]:
-        return [path for path, _ in self._saves]
+    def names(self) -> list[str]:
+        return [path.rpartition("/")[2] for path, _ in self._saves]
 
     def _state(self, path: str, save: Future[None]) -> str:
         """Return "running", "uploaded", "dropped", "failed", or "left" if only the upload remains."""
@@ -139,7 +139,7 @@ class PendingSaves:
     def _report(self, trainer: Trainer) -> None:
         """Log once which checkpoint is only on the local disk, and which one is uploaded."""
         loaded = trainer.checkpoint.resumed_from
-        newest = self._complete or (loaded if loaded not in self.paths else None)
+        newest = self._complete or (loaded if all(path != loaded for path, _ in self._saves) else None)
         safe = f"{redacted(newest)} is uploaded" if newest else "none is uploaded yet"
         for path, save in self._saves:
             if path not in self._warned and self._state(path, save) == "left":

@@ -15,9 +15,8 @@ from fsspec_csx.trainer import device as devices
 from fsspec_csx.trainer.batches import Batches
 from fsspec_csx.trainer.callback import Callback, check_hooks
 from fsspec_csx.trainer.checkpointing import Checkpoint
-from fsspec_csx.trainer.early_exit import EarlyExit
 from fsspec_csx.trainer.loggers import Logger, Logging, ProgressLogger
-from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop
+from fsspec_csx.trainer.loop import EarlyExit, TrainingLoop, ValidationLoop
 from fsspec_csx.trainer.model_io import as_list, as_outputs
 from fsspec_csx.trainer.precision import Precision
 
