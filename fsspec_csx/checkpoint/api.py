@@ -82,7 +82,7 @@ def save(
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(report_progress(callback, text))
         if local is not None:
-            from fsspec_csx.checkpoint.local_writers import LocalFirst, open_tier  # imports awscrt
+            from fsspec_csx.checkpoint.local_saves import LocalFirst, open_tier  # imports awscrt
 
             tier, name = open_tier(text, local, keep_local, format, storage_options)
         saving = registry.writer(obj, text, format, max_shard_size=max_shard_size)
@@ -168,10 +168,10 @@ def load(
         msg = "load takes local or group, not both: a local file is of one machine. Leave one of them out."
         raise ValueError(msg)
     if local is not None:
-        from fsspec_csx.checkpoint import local_folder  # imports awscrt
+        from fsspec_csx.checkpoint import local_saves  # imports awscrt
 
         path = checkpoint_path(path)
-        found = local_folder.find(path, local, storage_options)
+        found = local_saves.find(path, local, storage_options)
         if found != path:
             with contextlib.suppress(FileNotFoundError):  # a newer save may have deleted it meanwhile
                 return load(

@@ -76,7 +76,7 @@ def async_save(
     if connect := getattr(behind, "connect", None):
         connect()  # now, to use the current credentials
     if local is not None:
-        from fsspec_csx.checkpoint.local_writers import LocalFirst, open_tier  # only here, as it imports awscrt
+        from fsspec_csx.checkpoint.local_saves import LocalFirst, open_tier  # only here, as it imports awscrt
 
         tier, name = open_tier(text, local, keep_local, format, storage_options)
     saving = registry.writer(obj, text, format, copied=True, max_shard_size=max_shard_size)

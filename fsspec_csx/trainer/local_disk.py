@@ -8,9 +8,8 @@ import os
 from collections.abc import Iterator
 from functools import cached_property
 
-from fsspec_csx.checkpoint.local_folder import check_local, find, tier_of
+from fsspec_csx.checkpoint.local_saves import check_local, find, tier_of, upload_left
 from fsspec_csx.checkpoint.local_tier import LocalTier, name_of
-from fsspec_csx.checkpoint.local_writers import upload_left
 from fsspec_csx.checkpoint.save_future import SaveFuture
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.trainer import checkpoint_root

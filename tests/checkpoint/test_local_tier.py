@@ -27,7 +27,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from proxy import Fault, fault_proxy
 
 from fsspec_csx import async_save, load, save
-from fsspec_csx.checkpoint import local_folder, local_tier, local_writers
+from fsspec_csx.checkpoint import local_saves, local_tier
 from fsspec_csx.manage.s3 import unfinished_uploads
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
@@ -212,7 +212,7 @@ def test_killed_before_the_new_file_replaces_the_old(server: LocalS3, run: str, 
     assert is_step(load(path, local=tmp_path), 2)
     local.write_bytes(old)
     assert is_step(load(path, local=tmp_path), 1)
-    local_folder._tiers.clear()  # as in another process
+    local_saves._tiers.clear()  # as in another process
     save(state(9), f"{run}/9.mdl", local=tmp_path)
     async_save(state(10), f"{run}/10.mdl", local=tmp_path).result()  # after the upload of what was left
     assert is_step(load(path), 1)
@@ -272,7 +272,7 @@ def test_failed_upload(server: LocalS3, run: str, tmp_path: Path, caplog: pytest
         in caplog.text
     )
     assert is_step(load(f"{run}/1.mdl", local=tmp_path), 1)
-    local_folder._tiers.clear()  # as in another process
+    local_saves._tiers.clear()  # as in another process
     async_save(state(2), f"{run}/2.mdl", local=tmp_path).result()
     assert is_step(load(f"{run}/1.mdl"), 1)
 
@@ -331,14 +331,14 @@ def test_uploads_that_go_on_failing(
 def test_deleted_before_it_is_opened(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A local copy that makes room for newer ones while it is to be loaded: the object is loaded."""
     save(state(1), f"{run}/1.mdl", local=tmp_path)
-    find = local_folder.find
+    find = local_saves.find
 
     def deleting(*arguments: Any) -> str:
         found = find(*arguments)
         Path(found).unlink()
         return found
 
-    monkeypatch.setattr(local_folder, "find", deleting)
+    monkeypatch.setattr(local_saves, "find", deleting)
     assert is_step(load(f"{run}/1.mdl", local=tmp_path), 1)
 
 
@@ -350,9 +350,9 @@ def test_left_are_uploaded_though_too_many(
         with pytest.raises(PermissionError):
             options = server.storage_options("reader")
             save(state(step), f"{run}/{step}.mdl", local=tmp_path, keep_local=3, storage_options=options)
-    local_folder._tiers.clear()  # as in another process
-    upload_left = local_writers.upload_left
-    monkeypatch.setattr(local_writers, "upload_left", lambda *arguments: upload_left(*arguments).result())
+    local_saves._tiers.clear()  # as in another process
+    upload_left = local_saves.upload_left
+    monkeypatch.setattr(local_saves, "upload_left", lambda *arguments: upload_left(*arguments).result())
     save(state(4), f"{run}/4.mdl", local=tmp_path, keep_local=1)
     assert [is_step(load(f"{run}/{step}.mdl"), step) for step in (1, 2, 3, 4)] == [True] * 4
     assert local_steps(tmp_path) == [4]
@@ -367,7 +367,7 @@ def test_left_and_damaged(run: str, tmp_path: Path, caplog: pytest.LogCaptureFix
     record = Path(f"{local}.json")
     record.write_text(json.dumps({**json.loads(record.read_text()), "remote": None}))
     local.write_bytes(local.read_bytes()[:-1] + b"x")
-    local_folder._tiers.clear()  # as in another process
+    local_saves._tiers.clear()  # as in another process
     async_save(state(2), f"{run}/2.mdl", local=tmp_path).result()
     assert "its bytes have changed" in caplog.text
     with pytest.raises(FileNotFoundError):
@@ -430,13 +430,13 @@ def test_left_of_a_path_with_an_older_one(server: LocalS3, run: str, tmp_path: P
     for step in (2, 3):
         leave(step)
         assert is_step(load(latest, local=tmp_path), step)
-    local_folder._tiers.clear()  # as in another process
+    local_saves._tiers.clear()  # as in another process
     async_save(state(9), f"{run}/9.mdl", local=tmp_path).result()
     assert is_step(load(latest), 3)
     leave(4)
     save(state(5), latest)
     assert is_step(load(latest, local=tmp_path), 5)
-    local_folder._tiers.clear()
+    local_saves._tiers.clear()
     async_save(state(9), f"{run}/9.mdl", local=tmp_path).result()
     assert is_step(load(latest), 5)
 
@@ -458,7 +458,7 @@ def test_stores_with_the_same_paths(tmp_path: Path) -> None:
     fsspec.register_implementation("hosted", Hosted, clobber=True)
     (tmp_path / "link").symlink_to(tmp_path / "disk")
     found = [
-        local_folder.tier_of(f"hosted://{host}/run/1.mdl", tmp_path / name, {"account_name": account})[0]
+        local_saves.tier_of(f"hosted://{host}/run/1.mdl", tmp_path / name, {"account_name": account})[0]
         for name in ("disk", "link")
         for host, account in (("one", "x"), ("two", "x"), ("two", "y"))
     ]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fsspec_csx import async_save, load, save
-from fsspec_csx.checkpoint import local_folder, local_tier, local_writers, save_queue
+from fsspec_csx.checkpoint import local_saves, local_tier, save_queue
 from fsspec_csx.checkpoint.local_record import LocalRecord, SummedFile
 from fsspec_csx.checkpoint.local_tier import LocalTier
 from fsspec_csx.s3.filesystem import CSXFileSystem
@@ -115,7 +115,7 @@ def test_cleaned_up_before_it_is_used(run: str, tmp_path: Path, monkeypatch: pyt
             cleaned.wait(PAUSE)
             return super().write(data)
 
-    tier, _ = local_folder.tier_of(f"{run}/1.mdl", tmp_path)
+    tier, _ = local_saves.tier_of(f"{run}/1.mdl", tmp_path)
     cleaner = threading.Thread(target=lambda: (tier.pending_from_earlier(), cleaned.set()))
     monkeypatch.setattr(local_tier.os, "listdir", listed)
     monkeypatch.setattr(local_tier, "SummedFile", Signalling)
@@ -148,12 +148,12 @@ def test_left_that_cannot_be_queued(
     """It is no error of the save that comes after it."""
     with pytest.raises(PermissionError):
         save(state(1), f"{run}/1.mdl", local=tmp_path, storage_options=server.storage_options("reader"))
-    local_folder._tiers.clear()  # as in another process
+    local_saves._tiers.clear()  # as in another process
 
     def refused(*_: Any) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(local_writers, "upload_left", refused)
+    monkeypatch.setattr(local_saves, "upload_left", refused)
     save(state(2), f"{run}/2.mdl", local=tmp_path)
     assert "1.mdl is not uploaded now: can't start new thread" in caplog.text
     assert load(f"{run}/2.mdl")["step"] == 2
@@ -165,7 +165,7 @@ def test_left_while_another_process_ends(
     """What it left is uploaded by the first save that can use the folder."""
     with pytest.raises(PermissionError):
         save(state(1), f"{run}/1.mdl", local=tmp_path, storage_options=server.storage_options("reader"))
-    local_folder._tiers.clear()  # as in another process
+    local_saves._tiers.clear()  # as in another process
 
     def locked(path: str) -> None:
         raise BlockingIOError(path)
@@ -185,7 +185,7 @@ def test_record_of_another_process(run: str, tmp_path: Path) -> None:
     (record,) = tmp_path.glob("*/1.mdl.json")
     left = json.dumps({**json.loads(record.read_bytes()), "remote": None})
     record.write_text(left)
-    local_folder._tiers.clear()  # as in another process
+    local_saves._tiers.clear()  # as in another process
     assert load(f"{run}/1.mdl", local=tmp_path)["step"] == 1
     assert record.read_text() == left
     async_save(state(2), f"{run}/2.mdl", local=tmp_path).result(SECONDS)
@@ -209,7 +209,7 @@ def test_disk_that_fails_twice(server: LocalS3, run: str, tmp_path: Path, monkey
             with pytest.raises(PermissionError):
                 save(state(step), path, local=tmp_path, storage_options=options)
     assert load(path, local=tmp_path)["step"] == 1
-    local_folder._tiers.clear()  # as in another process
+    local_saves._tiers.clear()  # as in another process
     async_save(state(9), f"{run}/9.mdl", local=tmp_path).result(SECONDS)
     assert load(path)["step"] == 1
 

@@ -16,7 +16,7 @@ from proxy import Fault, FaultProxy, Request, error_answer, fault_proxy
 from training import loader, made
 
 from fsspec_csx import load
-from fsspec_csx.checkpoint import local_folder
+from fsspec_csx.checkpoint import local_saves
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.testing import LocalS3
 from fsspec_csx.trainer import Callback, Checkpoint, KeepNCheckpoints, Trainer
@@ -61,7 +61,7 @@ def fit(proxy: FaultProxy, bucket: str, tmp_path: Path) -> Callable[..., tuple[T
 
     def run(steps: int, *callbacks: Callback, root: str = "run", error: str = "", **options: Any) -> Any:
         options = {"local_dir": str(tmp_path / "disk"), "keep_local": 9, **options}
-        local_folder._tiers.clear()  # as in another process
+        local_saves._tiers.clear()  # as in another process
         checkpoint = Checkpoint(2, checkpoint_root=f"s3://{bucket}/{root}", **options)
         trainer, losses = made("/nonexistent", *callbacks, checkpoint=checkpoint, loop={"max_steps": steps})
         if not error:
