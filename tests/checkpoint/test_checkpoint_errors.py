@@ -88,7 +88,7 @@ def test_torchscript(root: str) -> None:
     """A TorchScript archive is named as such."""
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(torch.nn.ReLU()), buffer)
-    with pytest.raises(InvalidCheckpointError, match=r"is a TorchScript archive\. Load it with torch\.jit\.load"):
+    with pytest.raises(InvalidCheckpointError, match=r"TorchScript archive.*torch\.jit\.load"):
         load(put(root, buffer.getvalue()))
 
 
@@ -133,7 +133,7 @@ def test_missing_record(root: str) -> None:
 def test_record_of_another_size(root: str) -> None:
     """A record that is too short for its tensor is damage."""
     entries = {**unzipped(saved()), "archive/data/0": bytes(10)}
-    with pytest.raises(InvalidCheckpointError, match=r"is damaged .record size .10 bytes. does not match"):
+    with pytest.raises(InvalidCheckpointError, match=r"record size .10 bytes"):
         load(put(root, zipped(entries)))
 
 

@@ -276,7 +276,7 @@ def test_no_root(root: str) -> None:
         fill(root, "x.mdl")
         assert leftovers(f"{root}/missing") == []
         return
-    with pytest.raises(FileNotFoundError, match=r"There is no folder .*missing\. Check its name\."):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*missing"):
         leftovers(f"{root}/missing")
 
 

@@ -180,5 +180,5 @@ def test_muon() -> None:
         own.step()
     torch.testing.assert_close(found, reference[0])
     for shape in ((3,), (2, 2, 2)):
-        with pytest.raises(ValueError, match=r"only matrices, and a parameter has shape \(.*\. Set requires_grad"):
+        with pytest.raises(ValueError, match=r"only matrices.*Set requires_grad"):
             optimizers.Muon([found, torch.nn.Parameter(torch.ones(shape))])

@@ -88,9 +88,7 @@ def test_muon(tmp_path: Path) -> None:
     first = made.param_groups[0]
     assert (first["lr"], first["weight_decay"], len(first["params"])) == (0.1, 0.01, 1)
     arguments["bias"] = True
-    with pytest.raises(
-        ConfigError, match=r"optimizer\.Muon: Muon trains only matrices, .* shape \(2,\)\. Set requires"
-    ):
+    with pytest.raises(ConfigError, match=r"optimizer\.Muon: .*only matrices"):
         trainer(tmp_path, model=model, optimizer={"muon": {}})
 
 

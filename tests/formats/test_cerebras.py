@@ -421,7 +421,7 @@ def test_what_cannot_be_read_back(environment: LocalS3, fs: CSXFileSystem, bucke
     with pytest.raises(ValueError, match="names of more than 1024 bytes"):
         save({"a" * 1100: torch.ones(1)}, url, format="cerebras")
     assert load(url) == {"a": 1}
-    with pytest.raises(ValueError, match="holds a dict, list or tuple, not a Tensor"):
+    with pytest.raises(ValueError, match="not a Tensor"):
         save(torch.ones(1), url, format="cerebras")
 
 

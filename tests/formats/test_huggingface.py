@@ -228,7 +228,7 @@ def test_incomplete(root: str) -> None:
     assert [*load(path, keys=["a"])] == ["a"]
     assert "model-00002-of-00002.safetensors is missing, with 'c'" in verify(path).damage[0]
     fs.pipe_file(shards[1], whole[:-1])
-    with pytest.raises(InvalidCheckpointError, match=r"model-00002-of-00002.safetensors in .* is .* cut short"):
+    with pytest.raises(InvalidCheckpointError, match=r"model-00002-of-00002.* cut short"):
         load(path)
     assert "cut short" in verify(path).damage[0]
     save({"d": torch.ones(1)}, f"{path}/model-00002-of-00002.safetensors")

@@ -333,7 +333,7 @@ def test_quantized_and_nested_tensors_are_refused() -> None:
 @pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="this torch has no such dtype")
 def test_a_pair_without_shape_is_refused() -> None:
     """The format counts the values of a dtype that has two in a byte, along a dimension."""
-    with pytest.raises(ValueError, match=r"no such tensors of torch\.float4_e2m1fn_x2"):
+    with pytest.raises(ValueError, match="float4_e2m1fn_x2"):
         written({"x": torch.tensor(1, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)})
 
 
@@ -358,7 +358,7 @@ def test_a_header_too_long_to_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """More header than any reader accepts is not written."""
     monkeypatch.setattr(safetensors_writer, "HEADER_MAX", 200)
     assert written({"x": torch.ones(1)})
-    with pytest.raises(ValueError, match=r"would take 288 bytes, more than the 200 allowed\. Shorten the names"):
+    with pytest.raises(ValueError, match=r"288 bytes, .* 200 allowed"):
         written({"x" * 200: torch.ones(1)})
 
 

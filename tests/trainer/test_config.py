@@ -402,7 +402,7 @@ def test_other_errors_stay() -> None:
         with pytest.raises(kind) as refused:
             Config(with_({"init/model": model})).trainer()
     assert refused.value.reason == "trainer.init.model.init_args.seen: TypeError: no"
-    with pytest.raises(ConfigError, match=r"seen: number cannot be negative, as -1 is\. Give another\."):
+    with pytest.raises(ConfigError, match="seen: number cannot be negative"):
         Config(
             with_({"init/model": model | {"init_args": {"hidden": 1, "seen": {**node, "init_args": {"number": -1}}}}})
         ).trainer()

@@ -296,7 +296,7 @@ def test_other_keys_and_shapes(tmp_path: Path) -> None:
     assert trainer.global_step == 0
     checkpoint = Checkpoint(disable_strict_checkpoint_loading=True, checkpoint_root=str(tmp_path))
     trainer, _ = made("", checkpoint=checkpoint)
-    with pytest.warns(UserWarning, match=r"missing: layers.0.bias; .* The rest is loaded"):
+    with pytest.warns(UserWarning, match=r"missing: layers\.0\.bias"):
         trainer.load_checkpoint(tmp_path / "x.mdl")
     loaded = trainer.model.state_dict()
     assert bool((loaded["layers.0.weight"] == 0.5).all())

@@ -104,9 +104,7 @@ def test_read_is_never_in_doubt(far: CSXFileSystem, proxy: FaultProxy, path: str
 def test_code_that_is_not_known(far: CSXFileSystem, proxy: FaultProxy, path: str) -> None:
     """A refusal for any other reason says its code, and keeps the system's number for it."""
     proxy.faults = [Fault("PUT", answer=error_answer(400, "EntityTooLarge"))]
-    with pytest.raises(
-        RefusedError, match=r"PutObject on s3://\S+ was refused with EntityTooLarge \(This is"
-    ) as caught:
+    with pytest.raises(RefusedError, match=r"PutObject on s3://\S+ .*EntityTooLarge") as caught:
         far.pipe_file(path, b"data")
     assert caught.value.errno
     assert caught.value.remedy
