@@ -30,6 +30,7 @@ _BY_NUMBER = {
     errno.EDQUOT: "Free some space, or use another folder.",
     errno.EFBIG: "Raise the limit on file sizes (ulimit -f), or use another folder.",
     errno.EROFS: "Use a writable folder.",
+    errno.ELOOP: "Check the path: a link in it leads to itself.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
 }
 _PACKAGE = Path(__file__).parents[1]

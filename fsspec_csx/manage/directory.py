@@ -95,13 +95,15 @@ class Directory:
         files, folders = [], []
         with os.scandir(self.inner(folder)) as entries:
             for entry in entries:
-                if entry.is_dir():
-                    folders.append(f"{folder}{entry.name}/")
-                    continue
                 try:
+                    if entry.is_dir():
+                        folders.append(f"{folder}{entry.name}/")
+                        continue
                     status = entry.stat()
-                except FileNotFoundError:  # deleted during the scan, or a dangling link
-                    continue
+                except OSError as error:
+                    if isinstance(error, FileNotFoundError) or entry.is_symlink():
+                        continue  # deleted during the scan, or a link that cannot be followed
+                    raise
                 files.append(File(folder + entry.name, status.st_size, _parse_time(status.st_mtime)))
         return files, folders
 

@@ -184,6 +184,7 @@ def test_links_and_locked_folders(tmp_path: Path) -> None:
     """A link to nothing is no checkpoint, and one that leads back is not followed forever."""
     fill(str(tmp_path), "run/checkpoint_1.mdl")
     (tmp_path / "run" / "checkpoint_2.mdl").symlink_to("nowhere")
+    (tmp_path / "run" / "checkpoint_3.mdl").symlink_to("checkpoint_3.mdl")
     (tmp_path / "run" / "back").symlink_to(".")
     for recursive in (False, True):
         assert paths(str(tmp_path / "run"), recursive=recursive) == ["checkpoint_1.mdl"]
