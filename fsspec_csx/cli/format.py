@@ -24,8 +24,7 @@ def emit(options: argparse.Namespace, data: Any, lines: Iterable[str]) -> None:
     """Print a result: the data with ``--json``, otherwise the lines."""
     if options.json:
         options.emitted = True
-        text = json.dumps(_plain(data), ensure_ascii=False, allow_nan=False)
-        _print("".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text))
+        _print(json.dumps(_plain(data), allow_nan=False).replace("\x7f", "\\u007f"))  # the delete character is ASCII
     else:
         for line in lines:
             _print(printable(line))
@@ -58,8 +57,9 @@ def flush() -> None:
 
 
 def _print(line: str) -> None:
+    encoding = sys.stdout.encoding or "utf-8"
     try:
-        print(line)
+        print(line.encode(encoding, "backslashreplace").decode(encoding))
     except BrokenPipeError as error:
         raise OutputClosedError from error
 

@@ -115,6 +115,17 @@ def test_closed_streams(tmp_path: Path) -> None:
     assert (failed.returncode, failed.stdout) == (FAILED, "")
 
 
+def test_other_encodings(tmp_path: Path) -> None:
+    """What a terminal cannot show is escaped, and JSON is ASCII; neither is an error after the work is done."""
+    (tmp_path / "a.pt").write_bytes(b"data")
+    for words in (("copy", "a.pt", "ä.pt"), ("list", "."), ("list", ".", "--json")):
+        command = [sys.executable, "-m", "fsspec_csx", "checkpoint", *words]
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        done = subprocess.run(command, capture_output=True, timeout=90, check=False, cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert (r"\u00e4.pt" if "--json" in words else r"\xe4.pt").encode() in done.stdout
+
+
 def test_abbreviations_are_wrong_usage() -> None:
     """An option that is cut short is not guessed: --for is not --force."""
     with pytest.raises(SystemExit) as left:
