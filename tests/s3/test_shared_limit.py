@@ -26,6 +26,7 @@ pytestmark = pytest.mark.adaptive
 MIB = 2**20
 BODY = b"x" * 1000
 ETAG = '"0123456789abcdef0123456789abcdef"'
+_WAITED_SECONDS = 0.3
 
 
 @dataclass
@@ -35,27 +36,32 @@ class Store:
     Attributes:
         delay: seconds.
         data: what each object has.
+        together: so many requests at a time are waited for, as a busy machine sends them late.
         most: how many requests it answers at a time; more are refused.
         at_a_time: how many requests were being answered when each came.
     """
 
     delay: float
     data: bytes = BODY
+    together: int = 0
     most: int = 1000
     at_a_time: list[int] = field(default_factory=list)
     _now: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
 
     @contextmanager
     def _counted(self) -> Iterator[bool]:
-        with self._lock:
+        with self._changed:
             self._now += 1
             self.at_a_time.append(self._now)
             refused = self._now > self.most
+            self._changed.notify_all()
+            if len(self.at_a_time) > 2:  # the first of a call is made alone
+                self._changed.wait_for(lambda: max(self.at_a_time, default=0) >= self.together, _WAITED_SECONDS)
         try:
             yield refused
         finally:
-            with self._lock:
+            with self._changed:
                 self._now -= 1
 
     def answer(self, heard: Heard) -> Answer:
@@ -93,7 +99,7 @@ def read(fs: CSXFileSystem, count: int) -> None:
 )
 def test_far_store(delay: float, options: dict[str, int], least: int, most: int) -> None:
     """A store whose answers take long gets many requests at a time, and never more than ``max_concurrency``."""
-    store = Store(delay)
+    store = Store(delay, together=least)
     with listening(store.answer) as listener:
         read(connected(listener, **options), 300 if most > 4 else 20)
     assert least <= max(store.at_a_time) <= most
@@ -141,7 +147,7 @@ def test_copies_take_turns(
     if most == MIN_REQUESTS:  # a near store, from whose answers nothing is learned here
         monkeypatch.setattr(ConcurrencyLimit, "answered", lambda *_: None)
         monkeypatch.setattr(ConcurrencyLimit, "measured", lambda *_: None)
-    store = CopyingStore(delay, parts=20 if options else 100)
+    store = CopyingStore(delay, parts=20 if options else 100, together=least)
     with listening(store.answer) as listener:
         fs = connected(listener, **options)
         fs.cp_file("bucket/one", "bucket/other")
@@ -157,7 +163,8 @@ def test_burst_of_refusals() -> None:
         fs = connected(listener)
         read(fs, 200)
         before = fs.transfer.slots.limit
-        store.most = 8
+        store.most, store.together = 8, 9
+        store.at_a_time.clear()
         read(fs, 100)
         lowered = fs.transfer.slots.limit
         store.most = 1000
@@ -176,7 +183,7 @@ def test_filesystems_share_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(0.0)
     with listening(store.answer) as listener, listening(store.answer) as other:
         first, second, third = connected(listener), connected(listener, max_concurrency=20), connected(other)
-        store.delay = 0.05
+        store.delay, store.together = 0.05, MIN_REQUESTS // 2 + 1
         readers = [threading.Thread(target=read, args=(fs, 50)) for fs in (first, second)]
         for reader in readers:
             reader.start()
@@ -192,7 +199,7 @@ def test_transfer_does_not_wait_for_itself(monkeypatch: pytest.MonkeyPatch) -> N
     for name in ("answered", "measured"):
         monkeypatch.setattr(ConcurrencyLimit, name, lambda *_, **__: None)
     waiting: list[bool] = []
-    store = Store(0.01)
+    store = Store(0.01, together=MIN_REQUESTS // 2 + 1)
 
     def answer(heard: Heard) -> Answer:
         waiting.append(fs.transfer.slots.contended)
@@ -247,7 +254,7 @@ def test_sizes_of_requests(far_store: tuple[Store, CSXFileSystem, Listener], mon
 def test_file_read_from_front_to_back(far_store: tuple[Store, CSXFileSystem, Listener]) -> None:
     """What torch.load reads next of a far store is fetched before it asks: several requests run at a time."""
     store, fs, listener = far_store
-    store.delay = 0.2
+    store.delay, store.together = 0.2, 5
     with fs.open("bucket/key", "rb") as file:
         for start in range(0, len(LARGE), 3 * MIB):
             memory = bytearray(3 * MIB - 100)
@@ -337,11 +344,12 @@ def test_forked_process(environment: LocalS3, bucket: str) -> None:
 
 def test_threads_end_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that were needed for a far store end when nothing is read any more."""
-    monkeypatch.setattr("fsspec_csx.s3.transport.threads.IDLE_SECONDS", 0.1)
-    with listening(Store(0.03).answer) as listener:
+    with listening(Store(0.03, together=MIN_REQUESTS + 1).answer) as listener:
         fs = connected(listener)
         read(fs, 100)
         assert len(fs.transfer._threads) > MIN_REQUESTS
+        monkeypatch.setattr("fsspec_csx.s3.transport.threads.IDLE_SECONDS", 0.1)
+        read(fs, 1)
         deadline = time.monotonic() + 60
         while len(fs.transfer._threads) > MIN_REQUESTS and time.monotonic() < deadline:
             time.sleep(0.05)
