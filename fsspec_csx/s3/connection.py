@@ -65,7 +65,6 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         self._watched: weakref.WeakSet[Any] = weakref.WeakSet()
         self._checksum_headers = checksum_headers.of_server()
         self._first_contact: retries.FirstContact | None = None  # None: a session of the caller has its own retry rules
-        self._of_parent: Any = None
         redact_logs()
 
     def _begin(self) -> None:
@@ -88,9 +87,8 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         if self.block_cache is not None:  # a thread of the parent may hold its lock
             self.block_cache = BlockCache(self.block_cache.folder, self.block_cache.limit)
         # Keep them alive: their finalizers would close connections on the parent's event loop.
-        self._of_parent = self._s3, self.session, self._lease
-        self._s3 = None
-        self._lease = None
+        _of_parent.append((self._s3, self.session, self._lease))
+        self._s3 = self._lease = None
         self.session = None if self._owns_session else self.session
         self._set_session_lock = asyncio.Lock()
         self._begin()

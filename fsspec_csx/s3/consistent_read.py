@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from s3fs.core import version_id_kw
 from s3fs.utils import FileExpired
 
-from fsspec_csx.errors import ChecksumError
+from fsspec_csx.errors import ChecksumError, ObjectNotFoundError
 from fsspec_csx.s3 import object_attributes
 from fsspec_csx.s3.client.error_mapping import code_of
 from fsspec_csx.s3.part_copies import CopySource
@@ -77,6 +77,8 @@ class ObjectMetadata(CopySource):
 
 async def head_object(fs: Any, path: str, version_id: str | None = None, **options: Any) -> dict[str, Any]:
     bucket, key, version = fs.split_path(path)
+    if not key:
+        raise ObjectNotFoundError(f"{path!r} names no object.", "Give a bucket and a name, as in s3://bucket/name.")
     named = {"Bucket": bucket, "Key": key, **version_id_kw(version_id or version)}
     # S3 ignores other options of the filesystem, but needs the encryption keys among them.
     head: dict[str, Any] = await fs._call_s3("head_object", fs.kwargs, **named, **options)

@@ -63,7 +63,8 @@ async def info(
         return _folder(f"{bucket}/{key.rstrip('/')}")
     if key.endswith("/"):
         return await lookup(fs, path.rstrip("/"))
-    raise _missing(fs, path)
+    reason = f"There is no object s3://{fs._strip_protocol(path)} at {fs._endpoint}, and none below it."
+    raise ObjectNotFoundError(reason, "Check its name.")
 
 
 async def object_info(fs: Any, path: str, version_id: str | None = None, *, checksum: bool = False) -> ListingEntry:
@@ -73,8 +74,6 @@ async def object_info(fs: Any, path: str, version_id: str | None = None, *, chec
         checksum: whether to add the entry ``checksum``, the algorithm and value that ``checksum.of_object`` returns.
     """
     bucket, key, _ = fs.split_path(path)
-    if not key:
-        raise _missing(fs, path)
     head = await head_object(fs, path, version_id, **({"ChecksumMode": "ENABLED"} if checksum else {}))
     known = {"checksum": of_object(head["ResponseMetadata"].get("HTTPHeaders", {}))} if checksum else {}
     return {
@@ -119,11 +118,6 @@ async def _is_prefix(fs: Any, bucket: str, prefix: str) -> bool:
     options = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/", "MaxKeys": 1}
     page = await fs._call_s3("list_objects_v2", fs.kwargs, **options)
     return bool(page.get("KeyCount") or page.get("Contents") or page.get("CommonPrefixes"))
-
-
-def _missing(fs: Any, path: str) -> ObjectNotFoundError:
-    reason = f"There is no object s3://{fs._strip_protocol(path)} at {fs._endpoint}, and none below it."
-    return ObjectNotFoundError(reason, "Check its name.")
 
 
 async def ls(fs: Any, path: str, detail: bool = False, refresh: bool = False, versions: bool = False) -> Any:

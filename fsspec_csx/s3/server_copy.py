@@ -18,7 +18,6 @@ from s3fs.utils import FileExpired
 from fsspec_csx.s3 import object_attributes
 from fsspec_csx.s3.client.error_mapping import changed
 from fsspec_csx.s3.consistent_read import ObjectMetadata, PinnedObject, object_metadata
-from fsspec_csx.s3.listing import object_info
 from fsspec_csx.s3.multipart import MultipartUpload, gather_or_cancel
 from fsspec_csx.s3.object_attributes import source_key, tagging, unless_named
 from fsspec_csx.s3.part_copies import COPIED_PART, CopiedSpan, CopySource
@@ -61,33 +60,27 @@ async def cp_file(
         ObjectExistsError: in mode "create", if the object exists.
     """
     check_writable(fs, path2)
-    if preserve_etag:
-        metadata = await object_metadata(fs, path1)
-        if "-" in metadata.etag:
-            spans = await _original_parts(fs, metadata)
-            await _copy_spans(fs, metadata, spans, path2, kwargs, callback, mode, etag=metadata.etag)
-            return
-    info = await object_info(fs, path1)
-    if preserve_etag or info["size"] <= _COPIED_WHOLE:
-        await _copy_whole(fs, path1, path2, info, kwargs)
-        callback.relative_update(info["size"])
-        return
     metadata = await object_metadata(fs, path1)
-    origin = SourceFingerprint(f"{fs._endpoint} {path1}", f"{metadata.etag} {metadata.size}") if resumable else None
-    spans = metadata.spans(_part(metadata.size))
-    await _copy_spans(fs, metadata, spans, path2, kwargs, callback, mode, origin=origin)
+    if preserve_etag and "-" in metadata.etag:
+        spans = await _original_parts(fs, metadata)
+        await _copy_spans(fs, metadata, spans, path2, kwargs, callback, mode, etag=metadata.etag)
+    elif preserve_etag or metadata.size <= _COPIED_WHOLE:
+        await _copy_whole(fs, metadata, path2, kwargs)
+        callback.relative_update(metadata.size)
+    else:
+        origin = SourceFingerprint(f"{fs._endpoint} {path1}", f"{metadata.etag} {metadata.size}") if resumable else None
+        spans = metadata.spans(_part(metadata.size))
+        await _copy_spans(fs, metadata, spans, path2, kwargs, callback, mode, origin=origin)
 
 
-async def _copy_whole(fs: Any, path1: str, path2: str, info: Mapping[str, Any], options: dict[str, Any]) -> None:
+async def _copy_whole(fs: Any, source: ObjectMetadata, path: str, options: dict[str, Any]) -> None:
     """Copy an object by one request; the server copies headers and tags, unless ``options`` set some."""
-    bucket, key, version = fs.split_path(path1)
-    source = CopySource(bucket, key, version, "", info["size"])
-    kept = object_attributes.storage_class(info)
+    kept = {name: source.headers[name] for name in ("StorageClass",) if name in source.headers}
     if "MetadataDirective" not in options and options.keys() & set(object_attributes.HEADERS):
-        kept = {**(await object_metadata(fs, path1)).headers, "MetadataDirective": "REPLACE"}
+        kept = {**source.headers, "MetadataDirective": "REPLACE"}
     if "Tagging" in options:
         kept["TaggingDirective"] = "REPLACE"
-    await _copy_object(fs, source.named, path2, kept, options)
+    await _copy_object(fs, source.named, path, kept, options)
 
 
 async def _copy_object(

@@ -102,22 +102,20 @@ class UploadJournal:
 
 
 @contextlib.contextmanager
-def locked_journal(origin: SourceFingerprint | None, target: str) -> Iterator[UploadJournal | None]:
+def locked_journal(origin: SourceFingerprint, target: str) -> Iterator[UploadJournal | None]:
     """Open and lock the journal of the uploads from one source to one target.
 
     Yields None if another process has locked it, or the folder is not writable.
 
     Args:
-        origin: the source; None for no journal.
         target: the endpoint and the URL.
     """
     descriptor = None
-    if origin is not None:
-        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError if the user has no home folder
-            path = _folder() / f"{digest(origin.name, target)}.json"
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = open_owned(path, 0o600)
-    if origin is None or descriptor is None:
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError if the user has no home folder
+        path = _folder() / f"{digest(origin.name, target)}.json"
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = open_owned(path, 0o600)
+    if descriptor is None:
         yield None
         return
     record = None
@@ -131,9 +129,11 @@ def locked_journal(origin: SourceFingerprint | None, target: str) -> Iterator[Up
         os.close(descriptor)
 
 
-def open_journal(origin: SourceFingerprint | None, target: str) -> ThreadedContext[UploadJournal | None]:
-    """Open the journal of ``locked_journal`` without blocking the event loop."""
-    return ThreadedContext(locked_journal(origin, target))
+def open_journal(
+    origin: SourceFingerprint | None, target: str
+) -> contextlib.AbstractAsyncContextManager[UploadJournal | None]:
+    """Open the journal of ``locked_journal`` without blocking the event loop; yield None if ``origin`` is None."""
+    return contextlib.nullcontext() if origin is None else ThreadedContext(locked_journal(origin, target))
 
 
 def all_journals() -> list[tuple[Path, str]]:
