@@ -90,9 +90,11 @@ async def bulk_delete(fs: Any, pathlist: Iterable[str], **kwargs: Any) -> list[s
         msg = f"One request deletes at most {_AT_ONCE} objects of one bucket. Make several."
         raise ValueError(msg)
     objects = [{"Key": key, **version_id_kw(version)} for _, key, version in named]
-    for _, key, _ in named:
-        fs.invalidate_cache(f"{bucket}/{key}")
-    answer = await fs._call_s3("delete_objects", kwargs, Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
+    try:
+        answer = await fs._call_s3("delete_objects", kwargs, Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
+    finally:  # only now, as another thread may list them meanwhile
+        for _, key, _ in named:
+            fs.invalidate_cache(f"{bucket}/{key}")
     return [f"{bucket}/{each['Key']}" for each in answer.get("Deleted", [])]
 
 
@@ -101,8 +103,10 @@ async def rm_file(fs: Any, path: str, **kwargs: Any) -> None:
     bucket, key, version = fs.split_path(path)
     if not key:
         raise folder_error(path, "delete")
-    fs.invalidate_cache(f"{bucket}/{key}")
-    await fs._call_s3("delete_object", Bucket=bucket, Key=key, **version_id_kw(version))
+    try:
+        await fs._call_s3("delete_object", Bucket=bucket, Key=key, **version_id_kw(version))
+    finally:
+        fs.invalidate_cache(f"{bucket}/{key}")
 
 
 async def rmdir(fs: Any, path: str) -> None:

@@ -21,7 +21,7 @@ from fsspec_csx.s3.consistent_read import ObjectMetadata, PinnedObject, object_m
 from fsspec_csx.s3.multipart import MultipartUpload, gather_or_cancel
 from fsspec_csx.s3.object_attributes import source_key, tagging, unless_named
 from fsspec_csx.s3.part_copies import COPIED_PART, CopiedSpan, CopySource
-from fsspec_csx.s3.part_sizes import LEAST_PART, part_size_for
+from fsspec_csx.s3.part_sizes import LEAST_PART, PARTS, part_size_for
 from fsspec_csx.s3.transport.pool import PART
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 from fsspec_csx.s3.upload import object_call, send_object
@@ -96,7 +96,8 @@ async def _copy_object(
 async def _original_parts(fs: Any, source: CopySource) -> list[CopiedSpan]:
     """Return the parts that an object was uploaded in; its ETag ends with their number."""
     count = source.etag.strip('"').rpartition("-")[2]
-    lengths = [0] * (int(count) if count.isdecimal() else 0)
+    known = count.isdecimal() and int(count) <= PARTS
+    lengths = [0] * (int(count) if known else 0)
     named = {"Bucket": source.bucket, "Key": source.key, **version_id_kw(source.version)}
 
     async def ask(number: int) -> None:

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 from conftest import recorded_requests
+from fsspec.asyn import sync
+from listener import Answer, Heard, listening
 from stores import Store
+
+from fsspec_csx.s3.filesystem import CSXFileSystem
+
+WHEN = "<LastModified>2026-01-01T00:00:00Z</LastModified>"
 
 
 def read(store: Store, path: str) -> bytes:
@@ -49,6 +55,27 @@ def test_new_object(store: Store) -> None:
         store.fs.ls(store.path("d"), refresh=True)
         store.put(f"d/new-{number}", b"0123456789")
         assert holds(store, store.path(f"d/new-{number}")), name
+
+
+def test_listing_during_a_deletion() -> None:
+    """An object that was deleted is not listed again, though another thread has listed it before the answer came."""
+    objects = "".join(f"<Contents><Key>d/{name}</Key><Size>1</Size>{WHEN}</Contents>" for name in "ab")
+    listed = f"<ListBucketResult><Name>bucket</Name>{objects}</ListBucketResult>".encode()
+
+    def answer(heard: Heard) -> Answer:
+        if heard.method == "GET":
+            return 200, {}, listed
+        fs.ls("bucket/d")
+        return (204, {}, b"") if heard.method == "DELETE" else (200, {}, b"<DeleteResult></DeleteResult>")
+
+    with listening() as server:
+        fs = CSXFileSystem(key="key", secret="a-secret", endpoint_url=server.url, skip_instance_cache=True)
+        server.answer = answer
+        for delete, paths in ((fs._rm_file, "bucket/d/a"), (fs._bulk_delete, ["bucket/d/a", "bucket/d/b"])):
+            sync(fs.loop, delete, paths)
+            server.heard.clear()
+            fs.ls("bucket/d")
+            assert len(server.heard) == 1
 
 
 @pytest.mark.slow

@@ -127,6 +127,25 @@ def test_object_without_etag(server: Listener, fs: CSXFileSystem, tmp_path: Path
     assert not (tmp_path / "a").exists()
 
 
+def test_parts_beyond_number(server: Listener, fs: CSXFileSystem) -> None:
+    """A copy asks for no more parts than an object can have, whatever its ETag says; it is made in parts of its own."""
+    huge = {**FOUND, "ETag": f'"0-{HUGE}"'}
+    copied = b"<CopyPartResult><ETag>x</ETag></CopyPartResult>"
+    done = b"<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>"
+    began = b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
+
+    def answer(heard: Heard) -> Answer:
+        if heard.method == "HEAD":
+            return honest(heard, huge)
+        if "tagging" in heard.path:
+            return 200, {}, b"<Tagging><TagSet></TagSet></Tagging>"
+        return 200, {}, copied if heard.method == "PUT" else began if "uploads" in heard.path else done
+
+    server.answer = answer
+    fs.cp_file("bucket/a", "bucket/b", preserve_etag=True)
+    assert Counter(each.method for each in server.heard) == {"HEAD": 1, "GET": 1, "POST": 2, "PUT": 1}
+
+
 @pytest.mark.parametrize("status", [300, 303, 307, 308])
 @pytest.mark.parametrize("headers", [{}, {"x-amz-bucket-region": "eu-west-3"}], ids=["nowhere", "region"])
 def test_redirect_to_nowhere(server: Listener, fs: CSXFileSystem, status: int, headers: dict[str, str]) -> None:
