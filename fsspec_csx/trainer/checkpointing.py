@@ -14,9 +14,8 @@ from fsspec_csx.storage.paths import redacted
 from fsspec_csx.trainer import checkpoint_root, modelzoo_state, processes, state_validation, training_state
 from fsspec_csx.trainer.callback import Callback
 from fsspec_csx.trainer.checkpoint_root import CheckpointNames
-from fsspec_csx.trainer.local_disk import LocalDisk
 from fsspec_csx.trainer.partial_states import LoadCheckpointStates
-from fsspec_csx.trainer.pending_saves import PendingSaves
+from fsspec_csx.trainer.pending_saves import LocalDisk, PendingSaves
 
 if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
@@ -256,7 +255,7 @@ class Checkpoint(Callback):
         return loaded
 
     def _states(self, trainer: Trainer) -> list[str] | None:
-        chosen = [each.states for each in trainer.callbacks if isinstance(each, LoadCheckpointStates)]
+        chosen = (each.states for each in trainer.get_callbacks(LoadCheckpointStates))
         return next((states for states in chosen if states is not None), None)
 
     def get_latest_checkpoint(self, trainer: Trainer) -> str | None:

@@ -160,9 +160,7 @@ def from_modelzoo(optimizer: torch.optim.Optimizer, state: dict[str, Any], globa
 def _is_of_modelzoo(optimizer: torch.optim.Optimizer, form: _Form, groups: list[Any]) -> bool:
     """Return whether groups have the ModelZoo's form of an optimizer, and not torch's."""
     names = {*form.options.split(), "params"}
-    return all(
-        isinstance(group, Mapping) and names <= {*group} and not {"differentiable"} & {*group} for group in groups
-    )
+    return all(isinstance(each, Mapping) and names <= {*each} and "differentiable" not in each for each in groups)
 
 
 def _parameter_from_modelzoo(

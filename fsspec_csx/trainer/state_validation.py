@@ -79,14 +79,14 @@ def difference(own: Any, found: Any, name: str) -> str | None:
         if not isinstance(found, (list, tuple)) or len(own) != len(found):
             return reason
         return next(filter(None, (difference(*each, name) for each in zip(own, found, strict=True))), None)
-    if isinstance(own, bool) or not isinstance(own, (int, float, torch.Tensor, str)):
-        return reason if isinstance(own, bool) and not isinstance(found, bool) else None
-    if isinstance(own, str) or isinstance(found, str):
-        return None if isinstance(own, str) and isinstance(found, str) else reason
     return None if _is_alike(own, found) else reason
 
 
-def _is_alike(own: int | float | torch.Tensor, found: Any) -> bool:
+def _is_alike(own: Any, found: Any) -> bool:
+    if isinstance(own, (bool, str)):
+        return isinstance(found, type(own))
+    if not isinstance(own, (int, float, torch.Tensor)):
+        return True
     if isinstance(own, torch.Tensor) and own.numel() != 1:
         return isinstance(found, torch.Tensor) and own.shape == found.shape
     number, other = _number(own), _number(found)

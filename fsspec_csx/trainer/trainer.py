@@ -274,8 +274,7 @@ class Trainer:
         Raises:
             CheckpointError, OSError: see ``fit``.
         """
-        own = self.loop.val_loop if isinstance(self.loop, TrainingLoop) else self.loop
-        loop = loop or own
+        loop = loop or (self.loop.val_loop if isinstance(self.loop, TrainingLoop) else self.loop)
         with contextlib.ExitStack() as stack:
             self.call("on_enter_validate", stack, val_dataloader, loop)
             stack.enter_context(self.reporting("on_validate_exception"))
