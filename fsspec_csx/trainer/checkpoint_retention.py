@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.trainer import checkpoint_root
 from fsspec_csx.trainer.callback import Callback
-from fsspec_csx.trainer.model_io import as_list
+from fsspec_csx.trainer.loop import as_list
 from fsspec_csx.trainer.state_validation import check_count
 
 if TYPE_CHECKING:

@@ -166,3 +166,10 @@ def length_of(dataloader: Any) -> int | None:
         return len(dataloader) if isinstance(dataloader, Sized) else None
     except TypeError:  # an iterable dataset has no length
         return None
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return a list of one value, or of the values of a list or tuple; an empty list for None."""
+    if value is None:
+        return []
+    return [*value] if isinstance(value, (list, tuple)) else [value]

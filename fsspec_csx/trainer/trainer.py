@@ -11,13 +11,11 @@ from typing import Any, TypeVar
 import torch
 
 from fsspec_csx.trainer import checkpoint_root, processes, random_states, training, training_state
-from fsspec_csx.trainer import device as devices
 from fsspec_csx.trainer.batches import Batches
 from fsspec_csx.trainer.callback import Callback, check_hooks
 from fsspec_csx.trainer.checkpointing import Checkpoint
 from fsspec_csx.trainer.loggers import Logger, Logging, ProgressLogger
-from fsspec_csx.trainer.loop import EarlyExit, TrainingLoop, ValidationLoop
-from fsspec_csx.trainer.model_io import as_list, as_outputs
+from fsspec_csx.trainer.loop import EarlyExit, TrainingLoop, ValidationLoop, as_list
 from fsspec_csx.trainer.precision import Precision
 
 _UNSET: Any = ...
@@ -114,7 +112,7 @@ class Trainer:
         self.batches: Batches | None = None
         self._scopes: list[str] = []
         self.call("pre_setup")
-        self.device = devices.select(device, backend)
+        self.device = processes.select_device(device, backend)
         processes.join(self.device)
         if seed is not None:
             random_states.seed(seed)
@@ -252,7 +250,7 @@ class Trainer:
         args, kwargs = [batch], dict[str, Any]()
         self.call("on_before_forward", self.model, batch, args, kwargs)
         with self.precision.autocast_context_manager():
-            outputs = as_outputs(self.model(*args, **kwargs))
+            outputs = training.as_outputs(self.model(*args, **kwargs))
         self.call("on_after_forward", self.model, outputs, batch)
         return outputs
 

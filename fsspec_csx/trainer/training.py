@@ -6,14 +6,14 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fsspec_csx.tensors.torch_compat import tree_map
 from fsspec_csx.trainer import processes, random_states
-from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop, length_of
-from fsspec_csx.trainer.model_io import as_list, to_device
+from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop, as_list, length_of
 
 if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
@@ -76,7 +76,7 @@ def _train_until_validation(
     losses: list[torch.Tensor] = []
     trainer.validates_next = False
     while trainer.global_step < steps.stop and not trainer.validates_next:
-        batch = to_device(trainer.device, trainer.batches.next())
+        batch = _to_device(trainer.device, trainer.batches.next())
         trainer.stepped = (batch_idx + 1) % loop.grad_accum_steps == 0
         trainer.is_last_step = trainer.stepped and trainer.global_step + 1 == steps.stop
         validates = trainer.stepped and loop.validates_after(trainer.global_step + 1, steps)
@@ -161,7 +161,7 @@ def validate(trainer: Trainer, dataloader: Any, loop: ValidationLoop) -> None:
         for batch_idx, loaded in enumerate(dataloader):
             if batch_idx == loop.eval_steps:
                 break
-            batch = to_device(trainer.device, loaded)
+            batch = _to_device(trainer.device, loaded)
             trainer.is_first_iteration, trainer.is_final_iteration = batch_idx == 0, batch_idx + 1 == last
             trainer.call("on_validate_batch_start", trainer.model, batch, batch_idx)
             trainer.call("on_validate_step_start", trainer.model, batch)
@@ -204,3 +204,25 @@ def _isolated(trainer: Trainer) -> Iterator[None]:
     finally:
         random_states.restore(before)
         trainer.batches.objects.restore(objects)
+
+
+def _to_device(device: torch.device, batch: Any) -> Any:
+    return tree_map(
+        lambda value: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value, batch
+    )
+
+
+def as_outputs(outputs: Any) -> dict[str, Any]:
+    """Return a model's output as a dict with the key ``loss``; raise a TypeError if it has no loss."""
+    if isinstance(outputs, torch.Tensor):
+        return {"loss": outputs}
+    if isinstance(outputs, Mapping):
+        found = dict(outputs)
+    elif isinstance(outputs, (tuple, list)) and outputs:
+        found = {"loss": outputs[0], **{f"output_{number}": each for number, each in enumerate(outputs[1:], 1)}}
+    else:
+        found = {}
+    if not isinstance(found.get("loss"), torch.Tensor):
+        msg = f"The model returned {type(outputs).__name__} without a loss. Let it return the loss, or a dict with it."
+        raise TypeError(msg)
+    return found
