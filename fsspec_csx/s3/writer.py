@@ -85,7 +85,6 @@ class PartWriter:
         self._sent_before = 0
         self._changed = threading.Condition()
         self._in_flight: dict[Future[None], RequestBody] = {}
-        self._buffered_in_flight = 0
         self._failure: BaseException | None = None
         self._awaited: Work | None = None
         self._creating: Work | None = None
@@ -208,13 +207,12 @@ class PartWriter:
     async def abandon(self) -> None:
         """End without an object; runs on the event loop. No thread uses the written memory when this returns."""
         with self._changed:
-            payloads = list(self._in_flight.values())
-            running = list(self._in_flight)
-        for payload in payloads:
+            in_flight = dict(self._in_flight)
+        for future, payload in in_flight.items():
             payload.given_up = True
-        for future in running:
             future.cancel()
-        await self._transfer.give_up_and_wait(payloads)
+            self._transfer.buffered.pop(id(future), None)
+        await self._transfer.give_up_and_wait([*in_flight.values()])
         if self._creating is not None and not self._creating.done():
             # Cancelling the creation only cancels copies of parts: the upload's id is needed to abort it.
             self._creating.cancel()
@@ -224,11 +222,9 @@ class PartWriter:
 
     def _choose(self) -> None:
         """Choose the size of the first parts, once, and divide what was written before by it."""
-        if self._chosen:
-            return
-        self._chosen = True
-        if self._growing and self._transfer.width > MIN_REQUESTS:  # the same memory holds more small parts in flight
-            self._first_part = self._part_size = LEAST_PART
+        chosen, self._chosen = self._chosen, True
+        if not chosen and self._growing and self._transfer.width > MIN_REQUESTS:
+            self._first_part = self._part_size = LEAST_PART  # the same memory holds more small parts in flight
             payload, _ = self._payload()
             for memory in payload.parts():
                 self._add(memory, stable=True)
@@ -295,17 +291,16 @@ class PartWriter:
         payload, lent = self._payload()
         self._sent_before += payload.length
         with self._changed:
-            self._buffered_in_flight += buffered
             work = self._work_for(self._send(self._number, payload))
-            self._in_flight[work] = payload
-        work.add_done_callback(lambda done: self._sent(done, buffered, lent))
+            self._in_flight[work], self._transfer.buffered[id(work)] = payload, buffered
+        work.add_done_callback(lambda done: self._sent(done, lent))
         work.schedule()
         if self._growing:
             self._part_size = part_size(self._number + 1, self._first_part)
 
     def _has_room(self, buffered: int) -> bool:
-        on_their_way = self._buffered_in_flight  # without the part that is being filled
-        return not buffered or not on_their_way or on_their_way + buffered <= self._transfer.buffered_bytes
+        # Other files use the room too. A file that waits for it looks again when one of its own parts is sent.
+        return not buffered or not self._in_flight or buffered <= self._transfer.room
 
     async def _create(self, upload: MultipartUpload) -> None:
         await upload.create()
@@ -321,12 +316,13 @@ class PartWriter:
         if self._failure is None and not self._creating.cancelled():
             await self.upload.send(number, payload)
 
-    def _sent(self, future: Future[None], buffered: int, lent: list[memoryview]) -> None:
+    def _sent(self, future: Future[None], lent: list[memoryview]) -> None:
         with self._changed:
             del self._in_flight[future]
-            self._buffered_in_flight -= buffered
+            self._transfer.buffered.pop(id(future), None)
             self._note_failure(future)
-            if self._failure is None and not future.cancelled():  # otherwise a thread may still be sending it
+            unsent = self._failure is not None or future.cancelled()  # a thread may still be sending it
+            if not unsent and sum(map(len, self._free)) < self._transfer.room:  # else other files need the memory
                 self._free += lent
             self._changed.notify_all()
 

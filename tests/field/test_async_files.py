@@ -101,12 +101,13 @@ def test_requests(server: LocalS3, path: str) -> None:
 
 def test_first_write_far_from_the_store(server: LocalS3, fs: CSXFileSystem, path: str) -> None:
     """A first write of more than the smaller parts of a far store does not stop the event loop for ever."""
-    data = DATA[: 7 * MIB]
+    data = DATA[: 9 * MIB]
 
     async def work(afs: CSXFileSystem) -> None:
         with afs.transfer.slots.fixed(64):
             async with await afs.open_async(path, "wb") as file:
-                await file.write(data)
+                await file.write(data[: 7 * MIB])
+                await file.write(data[7 * MIB :])
 
     writing = threading.Thread(target=run, args=(server, work), daemon=True)
     writing.start()

@@ -368,6 +368,37 @@ def test_memory_of_many_small_writes(fs: CSXFileSystem, folder: str) -> None:
     assert fs.size(f"{folder}/object") == 2500 * len(piece)
 
 
+def test_files_share_the_memory_of_copies(server: LocalS3, folder: str, proxy: FaultProxy) -> None:
+    """The bound of copies in flight is one for all files; each file can have one part in flight all the same."""
+    fs = through(proxy, server)
+    fs.connect()
+    released = threading.Event()
+    proxy.faults = [Fault("PUT", query="partNumber", times=99, before=lambda: released.wait(60))]
+    with (
+        fs.transfer.slots.fixed(MIN_REQUESTS),
+        fs.open(f"{folder}/first", "wb", block_size=BLOCK) as first,
+        fs.open(f"{folder}/second", "wb", block_size=BLOCK) as second,
+    ):
+        first.write(bytes(8 * BLOCK))
+        second.write(bytes(BLOCK))
+        assert fs.transfer.room == BLOCK  # the last part of the first waits for more data
+        first.write(bytes(MIB))
+        assert fs.transfer.room == 0
+        assert second._writer._has_room(BLOCK)
+        second.write(bytes(MIB))
+        assert not second._writer._has_room(BLOCK)
+        released.set()
+    assert fs.transfer.room == 8 * BLOCK
+    assert fs.cat(f"{folder}/", recursive=True) == {
+        f"{folder}/first": bytes(8 * BLOCK + MIB),
+        f"{folder}/second": bytes(BLOCK + MIB),
+    }
+    with pytest.raises(ZeroDivisionError), fs.open(f"{folder}/third", "wb", block_size=BLOCK) as file:
+        file.write(bytes(3 * BLOCK))
+        raise ZeroDivisionError
+    assert fs.transfer.room == 8 * BLOCK
+
+
 def test_threads_share_a_file(fs: CSXFileSystem, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What several threads write to one file is in it, each write as a whole."""
     records = [[b"%d-%06d".ljust(3000) % (thread, number) for number in range(800)] for thread in range(8)]

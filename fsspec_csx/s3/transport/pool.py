@@ -30,7 +30,8 @@ T = TypeVar("T")
 PART = 8 * 2**20
 """Bytes of a request of a large read, and of a part of a large upload of known size."""
 
-# The most buffered bytes in flight: with a near store, with a far one, and those read ahead from a far one.
+# The most buffered bytes in flight, of all files that are written: with a near store, and with a far one. The most
+# bytes that a file reads ahead from a far one.
 _BUFFERED_NEAR, _BUFFERED_FAR, _AHEAD_FAR = 40 * 2**20, 240 * 2**20, 208 * 2**20
 
 # Of this many ranges or more, all but the first are signed by this package.
@@ -52,6 +53,7 @@ class Transfer:
     Attributes:
         in_flight: the most requests at a time.
         checksums: whether the server accepts checksums of uploads; None before the first upload.
+        buffered: how many copied bytes each part in flight has, by the ``id`` of its work.
         slots: the turns of all requests of the process to the same store.
         exchange: makes one request on its connections.
         signer: makes templates of its requests.
@@ -65,6 +67,7 @@ class Transfer:
             client, verify, in_flight, self.slots, None if former is None else former.exchange
         )
         self.signer = Signer(client)
+        self.buffered: dict[int, int] = {}
         self._loop = asyncio.get_running_loop()
         if former is not None and former._loop is self._loop and self.exchange.is_like(former.exchange):
             self._threads: Threads = former._threads
@@ -170,6 +173,11 @@ class Transfer:
         if self.width <= MIN_REQUESTS:
             return size_for(size, min(MIN_REQUESTS, self.in_flight))
         return size_for(size, min(self.in_flight, self.slots.free), far=True)  # fewer requests if others are in flight
+
+    @property
+    def room(self) -> int:
+        """How many more copied bytes may be in flight, of all files that are written."""
+        return self.buffered_bytes - sum(list(self.buffered.values()))
 
     @property
     def buffered_bytes(self) -> int:
