@@ -787,7 +787,7 @@ def test_only_what_is_needed_is_read(bucket: str, environment: object, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_many_processes(bucket: str, environment: object, fs: CSXFileSystem) -> None:
     """Saved by four processes in all ways, a checkpoint is loaded by four, by two and by one, and by torch's reader."""
     root = f"s3://{bucket}/run"
@@ -865,7 +865,7 @@ def test_lost_process(tmp_path: Path, verb: str, lost: int, number: int, maybe_a
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_killed_process(bucket: str, environment: object) -> None:
     """A process that is killed while it saves leaves the former checkpoint; the new shards are found by name."""
     root = f"s3://{bucket}/run"

@@ -27,7 +27,7 @@ from fsspec_csx import distributed
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport.concurrency import ConcurrencyLimit
 
-_TIMEOUT = 60
+_TIMEOUT = 120
 _ROWS = 1200  # so that two processes have a share of two tensors
 _KINDS = (
     *(torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.complex64),
@@ -230,7 +230,7 @@ if __name__ == "__main__":
     for each in ("answered", "measured", "throttled"):  # the sizes of requests follow no busy machine
         setattr(ConcurrencyLimit, each, lambda *_, **__: None)
     job, root, *place = sys.argv[1:]
-    limit = timedelta(seconds=30)
+    limit = timedelta(seconds=60)
     if place:
         number, count, meeting = place
         dist.init_process_group("gloo", meeting, limit, int(count), int(number))
