@@ -18,8 +18,7 @@ from fsspec_csx.checkpoint import save_queue
 from fsspec_csx.checkpoint.save_future import SaveFuture, SaveProgress
 from fsspec_csx.distributed.api import agreeing, check_state_dict, joined, write
 from fsspec_csx.distributed.paths import Path
-from fsspec_csx.distributed.staging import nbytes, stage
-from fsspec_csx.distributed.storage_writer import StorageWriter
+from fsspec_csx.distributed.storage_writer import StorageWriter, copy_state_dict, nbytes
 from fsspec_csx.formats.writer import CheckpointWriter, Target
 from fsspec_csx.group.processes import translate_lost_process
 from fsspec_csx.storage.paths import redacted
@@ -131,7 +130,7 @@ class _ShardedSave(CheckpointWriter):
 
     def stage(self, state_dict: dict[str, Any]) -> None:
         try:
-            self._staged = stage(state_dict)
+            self._staged = copy_state_dict(state_dict)
             self.nbytes = nbytes(self._staged)
         except Exception as error:
             self.failure = error

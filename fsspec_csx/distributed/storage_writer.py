@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,19 +15,20 @@ from torch.distributed.checkpoint import storage
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
-from torch.distributed.checkpoint.staging import AsyncStager
+from torch.distributed.checkpoint.staging import AsyncStager, DefaultStager, StagingOptions
+from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from fsspec_csx.distributed.paths import FolderStorage, Path, shards_of
 from fsspec_csx.distributed.planner import Planner, check_item
-from fsspec_csx.distributed.staging import stage
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import MANIFEST, MOST_PREFIXES, ShardedFolder, shard_name
 from fsspec_csx.formats.dcp.writer import Shard
 from fsspec_csx.storage.folder import logger
-from fsspec_csx.tensors import memory
+from fsspec_csx.tensors import memory, torch_compat
+from fsspec_csx.tensors.snapshot import copies_of
 
 
 class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
@@ -77,7 +79,7 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
 
     def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Copy a state dict, into the memory of earlier copies; see ``fsspec_csx.release_buffers``."""
-        return stage(state_dict)
+        return copy_state_dict(state_dict)
 
     def synchronize_staging(self) -> None:
         """Do nothing: ``stage`` waits for all copies."""
@@ -193,3 +195,57 @@ def _returns_originals(planner: SavePlanner) -> bool:
     default, kind = DefaultSavePlanner, type(planner)
     names = ("resolve_data", "lookup_object", "transform_object")
     return isinstance(planner, default) and all(getattr(kind, name) is getattr(default, name) for name in names)
+
+
+def copy_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy a state dict, with objects replaced by their ``state_dict()``; the copy is complete when this returns.
+
+    Of DTensors, only this process's part is copied. Tensors that share memory share it in the copy.
+    """
+    given = {key: each.state_dict() if isinstance(each, Stateful) else each for key, each in state_dict.items()}
+    tensors = {id(each): each for each in _tensors(given)}
+    parts = {id(part): part for each in tensors.values() for part in _parts(each)}
+    copies = copies_of(parts)
+    staged = {key: _staged(each, copies) for key, each in tensors.items()}
+    found: dict[str, Any] = copy.deepcopy(given, staged)  # deepcopy takes the copies from this memo
+    return found
+
+
+def nbytes(state_dict: Mapping[str, Any]) -> int:
+    """Return the size in bytes of this process's tensors in a state dict."""
+    parts = {id(part): part for each in _tensors(state_dict) for part in _parts(each)}
+    return sum(part.nbytes for part in parts.values() if part.layout == torch.strided and not part.is_nested)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(each)
+
+
+def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Return this process's parts of a tensor, such as a DTensor; for a plain tensor, the tensor itself."""
+    if isinstance(tensor, torch_compat.sharded_tensor()):
+        return []
+    if not _is_wrapper(tensor):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+    return [part for name in names if isinstance(part := getattr(tensor, name), torch.Tensor)]
+
+
+def _is_wrapper(tensor: torch.Tensor) -> bool:
+    return hasattr(tensor, "__tensor_flatten__") and not tensor.is_nested
+
+
+def _staged(tensor: torch.Tensor, copies: Mapping[int, torch.Tensor]) -> Any:
+    if isinstance(tensor, torch_compat.sharded_tensor()):
+        return DefaultStager(StagingOptions(*(False,) * 4)).stage({"": tensor})[""]  # type: ignore[index]
+    if not _is_wrapper(tensor):
+        return copies[id(tensor)]
+    wrapper: Any = tensor
+    names, context = wrapper.__tensor_flatten__()
+    parts = {name: getattr(tensor, name) for name in names}
+    parts = {name: copies.get(id(part), part) for name, part in parts.items()}
+    return type(wrapper).__tensor_unflatten__(parts, context, tensor.shape, tensor.stride())

@@ -12,8 +12,7 @@ from fsspec_csx.checkpoint.api import inspect
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, few
 from fsspec_csx.manage import delete as manage_delete
 from fsspec_csx.manage.completeness import check_complete
-from fsspec_csx.manage.list import ListedCheckpoint, checkpoints, sort_key
-from fsspec_csx.manage.steps import Step, steps_of
+from fsspec_csx.manage.list import ListedCheckpoint, Step, checkpoints, sort_key, steps_of
 from fsspec_csx.storage.paths import redacted
 
 STEP, TIME = "step", "time"
@@ -44,7 +43,7 @@ def plan(
     """Decide which checkpoints of a root to keep, and which to delete; nothing is deleted yet.
 
     The files of one step are kept or deleted together. It keeps the newest ``keep`` steps of each run (see
-    ``manage.steps``), multiples of ``every``, and checkpoints without a step in their names. A step that is damaged, or
+    ``steps_of``), multiples of ``every``, and checkpoints without a step in their names. A step that is damaged, or
     lacks a file that other steps have, does not count among the newest. ``by="time"`` sorts by the time of the last
     write, and ignores names and runs.
 

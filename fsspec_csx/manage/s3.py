@@ -40,8 +40,8 @@ def is_s3(fs: Any) -> bool:
 
 
 def lists_in_order(fs: Any, path: str) -> bool:
-    """Return whether the bucket of a path lists objects sorted by key."""
-    return not is_directory_bucket(fs.split_path(path)[0])
+    """Return whether a path is on S3, in a bucket that lists objects sorted by key."""
+    return is_s3(fs) and not is_directory_bucket(fs.split_path(path)[0])
 
 
 def first_page(fs: Any, path: str, name: str) -> tuple[list[File], bool]:
@@ -58,10 +58,8 @@ def first_page(fs: Any, path: str, name: str) -> tuple[list[File], bool]:
 
 
 def is_listed(fs: Any, path: str) -> bool:
-    """Return whether an object of exactly this path exists, by one listing except in directory buckets."""
+    """Return whether an object of exactly this path exists, by one sorted listing."""
     bucket, key, _ = fs.split_path(path)
-    if is_directory_bucket(bucket):
-        return bool(fs.isfile(path))
     answer = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
     return any(each["Key"] == key for each in answer.get("Contents", []))
 

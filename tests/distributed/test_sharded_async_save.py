@@ -24,7 +24,7 @@ from fsspec.callbacks import Callback
 import fsspec_csx
 from fsspec_csx import distributed
 from fsspec_csx.distributed import StorageWriter
-from fsspec_csx.distributed.staging import stage
+from fsspec_csx.distributed.storage_writer import copy_state_dict
 from fsspec_csx.errors import CheckpointPathError
 from fsspec_csx.tensors import snapshot
 from fsspec_csx.testing import LocalS3
@@ -189,7 +189,7 @@ def test_torch_takes_our_stager(root: str) -> None:
 def test_stage_keeps_ties() -> None:
     """A staged state dict has no memory of the original, and the same ties."""
     given = state(1)
-    staged = stage(given)
+    staged = copy_state_dict(given)
     change(given)
     assert staged["a"] is staged["tied"]
     assert staged["view"].untyped_storage().data_ptr() == staged["a"].untyped_storage().data_ptr()
