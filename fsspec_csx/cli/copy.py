@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from fsspec_csx.cli.format import emit_data, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, progress_of, s3_options
@@ -77,9 +78,9 @@ def _transfer(options: argparse.Namespace, *, moving: bool) -> None:
     emit_data(options, options.done)
 
 
-def _sources(options: argparse.Namespace, folder: bool) -> list[tuple[str, Mapping[str, str]]]:
+def _sources(options: argparse.Namespace, folder: bool) -> list[tuple[str, Mapping[str, Any]]]:
     """Expand patterns, and pair each source with its storage options."""
-    found: list[tuple[str, Mapping[str, str]]] = []
+    found: list[tuple[str, Mapping[str, Any]]] = []
     for source in options.source:
         own = s3_options(source, profile=options.source_profile, endpoint_url=options.source_endpoint_url)
         paths = expand_pattern(source, own)

@@ -91,7 +91,10 @@ def expand_roots(path: str) -> list[str]:
     return expand_pattern(path, folders=True) or [path]
 
 
-def s3_options(path: str, **options: str | None) -> dict[str, str]:
-    """Return the given options as storage options for a path on S3; none for other paths."""
-    is_s3 = path.startswith(tuple(f"{protocol}://" for protocol in S3))
-    return {name: value for name, value in options.items() if value and is_s3}
+def s3_options(path: str, **options: str | None) -> dict[str, Any]:
+    """Return the given options as storage options for a path on S3, also behind a cache; none for other paths."""
+    given = {name: value for name, value in options.items() if value}
+    first, *behind = (link.partition("://")[0] for link in path.split("::"))
+    if first in S3:
+        return given
+    return {protocol: given for protocol in behind if protocol in S3}

@@ -171,7 +171,8 @@ def test_profiles_of_each_side(
     assert there.cat_file(key) == b"one"
     back = ["--source-profile", "there", "--source-endpoint-url", other.endpoint_url]
     assert main(["checkpoint", "copy", *back, f"s3://{key}", "back.mdl"]) == DONE
-    assert (here / "back.mdl").read_bytes() == b"one"
+    assert main(["checkpoint", "copy", *back, f"simplecache::s3://{key}", "cached.mdl"]) == DONE
+    assert (here / "back.mdl").read_bytes() == (here / "cached.mdl").read_bytes() == b"one"
     assert "s3://" in capsys.readouterr().out
 
 
