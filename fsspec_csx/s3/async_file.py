@@ -24,6 +24,9 @@ from fsspec_csx.s3.versions import check_writable
 
 logger = logging.getLogger("fsspec_csx")
 
+# How long a cancelled task, such as at the end of the event loop, still waits for the abort of its upload.
+_ABORT_SECONDS = 5.0
+
 
 async def open_async(
     fs: Any,
@@ -202,6 +205,6 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
     async def _end(self) -> None:
         self.closed = True
         try:
-            await finish_despite_cancel(self._writer.abandon())
+            await finish_despite_cancel(self._writer.abandon(), _ABORT_SECONDS)
         except Exception as error:  # the first error must not be hidden
             logger.warning("The unfinished upload to s3://%s could not be aborted: %s", self.path, error)

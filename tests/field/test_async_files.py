@@ -174,6 +174,33 @@ def test_not_published(server: LocalS3, fs: CSXFileSystem, path: str, size: int,
     assert left(fs, path) == (b"old", [])
 
 
+def test_abort_at_a_silent_server(server: LocalS3, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that is cancelled, as at the end of the event loop, does not wait for a server that is silent."""
+    monkeypatch.setattr("fsspec_csx.s3.async_file._ABORT_SECONDS", 0.1)
+    silence, ended = threading.Event(), list[bool]()
+
+    async def write(afs: CSXFileSystem) -> None:
+        async with await afs.open_async(path, "wb", block_size=BLOCK) as file:
+            await file.write(DATA)
+            raise ValueError("stop")
+
+    async def work(proxy: FaultProxy, afs: CSXFileSystem) -> None:
+        task = asyncio.create_task(write(afs))
+        while not proxy.made("DELETE"):
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not ended
+
+    with fault_proxy(server.endpoint_url) as proxy:
+        proxy.faults = [Fault("DELETE", times=9, before=lambda: ended.append(silence.wait(60)))]
+        try:
+            run(server, functools.partial(work, proxy), endpoint_url=proxy.url)
+        finally:
+            silence.set()
+
+
 @pytest.mark.filterwarnings("ignore::fsspec_csx.errors.DiscardedFileWarning")
 @pytest.mark.parametrize(
     "way", ["exception", "cancelled", "cancelled twice", "impatient", "dropped", "dropped in a call"]
