@@ -16,7 +16,8 @@ from s3fs import S3FileSystem
 from fsspec_csx.errors import BucketNotFoundError, DeleteError, ExpiredCredentialsError, WrongRegionError
 from fsspec_csx.redaction import redact_logs
 from fsspec_csx.s3.block_cache import BlockCache
-from fsspec_csx.s3.client import checksum_headers, credentials, incomplete_credentials, retries
+from fsspec_csx.s3.client import credentials, incomplete_credentials, retries
+from fsspec_csx.s3.client.checksum_headers import CHECKED, ChecksumHeaders
 from fsspec_csx.s3.client.clients import Lease, close_when_unused, keep_while_read, register_handlers
 from fsspec_csx.s3.client.error_mapping import FailedRequest, code_of, explain
 from fsspec_csx.s3.client.no_redirects import BoundedHTTPSession, NoRedirectSession, forbid_redirects
@@ -63,7 +64,8 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         self._owns_session = self.session is None
         self._identity, self._keys = "", ""
         self._watched: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._checksum_headers = checksum_headers.of_server()
+        self._read_checksums = ChecksumHeaders(("GetObject", "HeadObject"))
+        self._checksum_headers = self._read_checksums, ChecksumHeaders(CHECKED, checked=True)
         self._first_contact: retries.FirstContact | None = None  # None: a session of the caller has its own retry rules
         redact_logs()
 
@@ -264,7 +266,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     @property
     def reads_have_checksums(self) -> bool | None:
         """Whether the server accepts checksum headers in reads; None until that is known."""
-        return self._checksum_headers[0].supported
+        return self._read_checksums.supported
 
     @property
     def _endpoint(self) -> str:

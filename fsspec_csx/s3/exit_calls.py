@@ -32,12 +32,12 @@ class Opening:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._cleanups = [frame for frame, _ in running_cleanups()]
+        self._cleanups = [frame for frame, error in _running_exits() if error is not None]
 
     def leaving_exception(self) -> Error | None:
         """Return the exception of an ``__exit__`` that began after the opening and is running, if any."""
-        for frame, error in running_cleanups():
-            if not any(frame is earlier for earlier in self._cleanups):
+        for frame, error in _running_exits():
+            if error is not None and not any(frame is earlier for earlier in self._cleanups):
                 return error
         return None
 
@@ -61,21 +61,17 @@ class Opening:
         self._cleanups = []
 
 
-def running_cleanups() -> list[tuple[FrameType, Error]]:
-    """Return the running ``__exit__`` calls of this thread that received an exception, the innermost first.
-
-    Each comes with its outermost frame, and the exception or its class.
-    """
-    return [(frame, error) for frame, error in _running_exits() if error is not None]
-
-
 def innermost_error() -> Error | None:
     """Return the exception passed to the innermost running ``__exit__``, if it received one."""
     return next((error for _, error in _running_exits()), None)
 
 
 def _running_exits() -> Iterator[tuple[FrameType, Error | None]]:
-    """Yield the running ``__exit__`` calls with their exceptions; those written in C only if they received one."""
+    """Yield the running ``__exit__`` calls of this thread, the innermost first, by their outermost frames.
+
+    Each comes with the exception that it received, or its class, or None. A call that is written in C is only found if
+    it received one.
+    """
     handled = sys.exc_info()[1]
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from fsspec_csx.errors import ObjectNotFoundError
-from fsspec_csx.s3.client import response_validation
+from fsspec_csx.s3.client.response_validation import Listing
 from fsspec_csx.s3.connection import raise_explained
 from fsspec_csx.s3.consistent_read import head_object
 from fsspec_csx.s3.directory_buckets import is_directory_bucket
@@ -185,7 +185,7 @@ async def list_keys(
     outcome = RequestOutcome()
     while True:
         try:
-            with response_validation.one_listing(), using(outcome=outcome):
+            with using(outcome=outcome, listing=Listing()):
                 listed = fs._iterdir(bucket, versions=versions, **options)
                 return sorted([each async for each in listed], key=_name)
         except NotStartedError as error:  # older releases of s3fs do not list by _call_s3, which waits too

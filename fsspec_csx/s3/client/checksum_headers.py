@@ -19,7 +19,7 @@ _WITHOUT = "fsspec_csx_without_checksums"
 # Error codes of a refusal; a response to HEAD has only its status.
 _REFUSALS = {"400", "501", "InvalidArgument", "InvalidRequest", "MissingContentMD5", "NotImplemented"}
 # Small requests that require a checksum; older servers know only Content-MD5.
-_CHECKED = ("DeleteObjects", "PutBucketAcl", "PutBucketVersioning", "PutObjectAcl", "PutObjectTagging")
+CHECKED = ("DeleteObjects", "PutBucketAcl", "PutBucketVersioning", "PutObjectAcl", "PutObjectTagging")
 
 
 class ChecksumHeaders:
@@ -65,11 +65,6 @@ class ChecksumHeaders:
             self.supported = False
             logger.warning("%s have no checksum headers, as the server refuses them.", " and ".join(self.operations))
         return None
-
-
-def of_server() -> tuple[ChecksumHeaders, ...]:
-    """Return a new record of what one server accepts, for each kind of request."""
-    return ChecksumHeaders(("GetObject", "HeadObject")), ChecksumHeaders(_CHECKED, checked=True)
 
 
 def _checksums_in(headers: Any) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -16,7 +15,7 @@ from botocore.parsers import ResponseParserError
 
 from fsspec_csx.s3.client import retries
 from fsspec_csx.s3.transport.failures import InvalidResponseError
-from fsspec_csx.s3.transport.request_context import current, using
+from fsspec_csx.s3.transport.request_context import current
 
 # The name of the root element of a document, after its declaration and comments.
 _ROOT = re.compile(rb"\s*(?:<\?.*?\?>\s*|<!--.*?-->\s*)*<(?:[\w.-]+:)?([\w.-]+)", re.DOTALL)
@@ -44,7 +43,9 @@ NEXT = {"ListObjectsV2": "NextContinuationToken", "ListObjectVersions": "NextKey
 _IDLE_PAGES = 1000
 
 
-class _Listing:
+class Listing:
+    """The pages of one listing."""
+
     def __init__(self) -> None:
         self._names: set[Any] = set()
         self._first_and_last: set[tuple[str, str]] = set()
@@ -58,11 +59,6 @@ class _Listing:
         if following in self._names or self._idle > _IDLE_PAGES:
             _refuse("a listing that repeats itself")
         self._names.add(following)
-
-
-def one_listing() -> AbstractContextManager[None]:
-    """Treat the pages requested within a block as one listing."""
-    return using(listing=_Listing())
 
 
 class Parsers:

@@ -14,7 +14,7 @@ import inspect
 import threading
 import traceback
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, wait
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -77,15 +77,11 @@ class Scope:
             if self.closed:
                 raise asyncio.CancelledError
             body.thread = thread = start()
-            for each in self._up():
+            each: Scope | None = self
+            while each is not None:
                 each._bodies.add(body)
+                each = each._parent
         return thread
-
-    def _up(self) -> Iterator[Scope]:
-        each: Scope | None = self
-        while each is not None:
-            yield each
-            each = each._parent
 
     def close(self) -> list[Body]:
         """Prevent new work, make threads end soon, and return the bodies that they may still use; thread-safe."""

@@ -217,15 +217,14 @@ class Transfer:
     async def give_up_and_wait(bodies: Sequence[Body]) -> None:
         """Give up bodies; wait until no thread uses the caller's memory, and up to a second for the other threads."""
         await Transfer.release_memory(bodies)
-        await _threads_ended([each for each in bodies if each.thread and not each.thread.done()], _STUCK_SECONDS)
+        await _threads_ended(bodies, _STUCK_SECONDS)
 
     @staticmethod
     async def release_memory(bodies: Sequence[Body]) -> None:
         """Give up bodies, and wait until no thread uses the caller's memory."""
         for body in bodies:
             body.give_up()
-        running = [each for each in bodies if each.thread and not each.thread.done()]
-        await _threads_ended([each for each in running if each.uses_caller_memory], None)
+        await _threads_ended([each for each in bodies if each.uses_caller_memory], None)
 
     async def exchanged(self, request: Any, body: RequestBody | RangeRequest) -> AioAWSResponse:
         """Make a request in the thread of its body."""
@@ -251,6 +250,6 @@ class Transfer:
 
 
 async def _threads_ended(bodies: Sequence[Body], seconds: float | None) -> None:
-    threads = [asyncio.wrap_future(each.thread) for each in bodies if each.thread]
+    threads = [asyncio.wrap_future(each.thread) for each in bodies if each.thread and not each.thread.done()]
     if threads:
         await asyncio.wait([asyncio.gather(*threads, return_exceptions=True)], timeout=seconds)
