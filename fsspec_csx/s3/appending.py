@@ -68,7 +68,6 @@ async def find_append_target(
     """Look up the object to append to, and read the bytes after its last full part.
 
     Args:
-        call: makes requests for the object.
         part: the smallest part size, in bytes.
         options: the options of the call and the filesystem, which override attributes of the object.
 

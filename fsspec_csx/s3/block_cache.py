@@ -137,11 +137,7 @@ def _file_name(names: tuple[str, ...], size: int) -> str:
 
 
 class CachedObject:
-    """The cache file of one state of an object, which has this ETag and size.
-
-    Args:
-        descriptor: of the file, open for reading and writing; closed when this is dropped.
-    """
+    """The cache file of one state of an object, which has this ETag and size; it is closed when this is dropped."""
 
     def __init__(self, cache: BlockCache, descriptor: int, name: str, etag: str, size: int) -> None:
         self.descriptor = descriptor  # a thread that was given up may still use it after a failed read

@@ -52,11 +52,7 @@ class CachedRange(RangeRequest):
         return self.blocks.present(self.start, self.end).count(False)
 
     def fill(self) -> bool:
-        """Fill the range from the cache, in a thread; drop a damaged block and return False.
-
-        Raises:
-            OSError: if the range was given up.
-        """
+        """Fill the range from the cache, in a thread; drop a damaged block and return False; OSError if given up."""
         self.interrupt = lambda: None  # set before ``given_up`` is checked
         self._local = True
         try:
@@ -156,7 +152,6 @@ async def fetch(
     Returns the ranges, or None, with nothing filled, if they would fetch far more than the spans need.
 
     Args:
-        transfer: has the threads that read from the cache.
         fetch_ranges: fills ranges from S3; it is called with ``advance``.
         part: the most bytes of a request.
     """

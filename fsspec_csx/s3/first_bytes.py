@@ -17,11 +17,7 @@ _STEP = 2**20
 
 
 class FirstBytes(RangeRequest):
-    """A request for an object of unknown size; its memory is allocated when the response gives the size.
-
-    Args:
-        name: of the object, for messages.
-    """
+    """A request for an object of unknown size; its memory is allocated when the response gives the size."""
 
     def __init__(self, name: object) -> None:
         super().__init__(0, probing=True)
@@ -64,7 +60,6 @@ class HeadFile(FirstBytes):
     """A request for an object of unknown size; see ``FirstBytes``.
 
     Args:
-        name: of the object, for messages.
         target: the path of the file.
         writable: whether the file can be written here; called in a thread.
     """

@@ -83,8 +83,7 @@ class MultipartUpload:
     async def resume_or_create(self, part: int) -> int:
         """Resume the recorded upload if its source is unchanged, or create one; return the bytes of each of its parts.
 
-        Args:
-            part: bytes of each part except the last, for a new upload.
+        A new upload has parts of ``part`` bytes, except the last.
         """
         record = self._record
         if record and record.id:
@@ -144,10 +143,7 @@ class MultipartUpload:
         self.id = answer["UploadId"]
 
     async def send(self, number: int, payload: RequestBody) -> None:
-        """Send a part; when this returns or raises, no thread uses the payload any more.
-
-        Part numbers begin at 1.
-        """
+        """Send a part, from number 1; when this returns or raises, no thread uses the payload any more."""
 
         async def put() -> Any:
             await self._transfer.prepare(payload)
@@ -159,14 +155,10 @@ class MultipartUpload:
         await self._add(number, answer, payload.length, payload.crc64nvme if self._checked else None)
 
     async def copy(self, number: int, *, length: int = 0, **source: Any) -> None:
-        """Copy a part from another object by UploadPartCopy, when a request slot is free.
-
-        Args:
-            length: bytes of the part, or 0 if unknown; they count as moved when concurrency is measured.
-        """
+        """Copy a part from another object, when a request slot is free; ``length`` is 0 if unknown."""
         async with self._transfer.turn():
             answer = await self._call("upload_part_copy", PartNumber=number, UploadId=self.id, **source)
-            self._transfer.slots.moved(length)
+            self._transfer.slots.moved(length)  # for the measured throughput
         await self._add(number, answer["CopyPartResult"], length, None)
 
     async def _add(self, number: int, answer: Any, length: int, crc64nvme: int | None) -> None:

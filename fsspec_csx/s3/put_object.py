@@ -25,19 +25,8 @@ Call = Callable[..., Awaitable[Any]]
 _REFUSALS = {"InvalidArgument", "InvalidRequest", "MalformedXML", "NotImplemented", "501"}
 
 
-async def put(
-    call: Call,
-    transfer: Transfer,
-    payload: RequestBody,
-    *,
-    checked: bool = True,
-    **conditions: str,
-) -> Any:
-    """Upload a payload by a single request, and return the server's answer.
-
-    Args:
-        conditions: of PutObject.
-    """
+async def put(call: Call, transfer: Transfer, payload: RequestBody, *, checked: bool = True, **conditions: str) -> Any:
+    """Upload a payload by a single request, with conditions of PutObject, and return the server's answer."""
 
     async def send() -> Any:
         await transfer.prepare(payload)

@@ -64,12 +64,7 @@ async def resume(fs: Any, rpath: str, version: str | None, lpath: str, callback:
 
 
 class PartialFile:
-    """A file with the bytes of an object, followed by a mark for each part that has arrived.
-
-    Args:
-        descriptor: open for reading and writing.
-        size: of the object, in bytes.
-    """
+    """A file with the bytes of an object, which are ``size``, followed by a mark for each part that has arrived."""
 
     def __init__(self, descriptor: int, size: int) -> None:
         self.descriptor = descriptor
@@ -109,11 +104,7 @@ class PartialFile:
         return checksum
 
     def finish(self, name: object, stamp: ObjectMetadata) -> None:
-        """Verify the bytes by the server's checksum, remove the marks, and flush the file to disk.
-
-        Raises:
-            ChecksumError: if the checksums differ.
-        """
+        """Verify the bytes by the server's checksum, or raise ChecksumError; remove the marks, and flush the file."""
         algorithm, crc = stamp.algorithm, 0
         if algorithm is CRC64NVME:
             known = [(crc, self.span(number)[1]) for number, crc in sorted(self.marked().items())]

@@ -218,12 +218,7 @@ async def merge(fs: Any, path: str, filelist: Sequence[str], **kwargs: Any) -> N
 
 
 class _MergedSource:
-    """Several objects as one; the server can copy the parts that lie within one of them.
-
-    Attributes:
-        size: bytes of all objects.
-        part: the best part size for writing them, in bytes.
-    """
+    """Several objects as one; the server can copy the parts that lie within one of them."""
 
     def __init__(self, fs: Any, sources: Sequence[CopySource]) -> None:
         self._fs = fs

@@ -89,10 +89,8 @@ _put_and_wait = interruptible(lambda fs, *args, **kwargs: fs._put(*args, **kwarg
 
 
 def _is_discarded(caller: FrameType, paths: object) -> bool:
-    """Return whether a cache uploads a file whose block an exception has left; if so, discard the file.
-
-    The time when the file was opened is unknown, so the innermost ``__exit__`` decides.
-    """
+    """Return whether a cache uploads a file whose block an exception has left; if so, discard the file."""
+    # The time when the file was opened is unknown, so the innermost __exit__ decides.
     if caller.f_globals.get("__name__") != cached.__name__ or (error := innermost_error()) is None:
         return False
     file = caller.f_locals.get("self")

@@ -103,12 +103,9 @@ class UploadJournal:
 
 @contextlib.contextmanager
 def locked_journal(origin: SourceFingerprint, target: str) -> Iterator[UploadJournal | None]:
-    """Open and lock the journal of the uploads from one source to one target.
+    """Open and lock the journal of the uploads from one source to one target, which is an endpoint and a URL.
 
     Yields None if another process has locked it, or the folder is not writable.
-
-    Args:
-        target: the endpoint and the URL.
     """
     descriptor = None
     with contextlib.suppress(OSError, RuntimeError):  # RuntimeError if the user has no home folder

@@ -19,11 +19,7 @@ _VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 def check_pair(given: Mapping[str, Any], names: Sequence[str], where: str) -> None:
-    """Raise IncompleteCredentialsError if some but not all parts of an access key are given.
-
-    Args:
-        names: of the access key, its secret, and the session token.
-    """
+    """Raise IncompleteCredentialsError if only some of key, secret and token are given; ``names`` are theirs."""
     key, secret, token = (bool(given.get(name)) for name in names)
     if key == secret and (key or not token):
         return

@@ -27,14 +27,10 @@ _DEFINITION = b"<!DOCTYPE"
 
 
 class _Exchange:
-    """One request that a guarded session sends, and whether its response passed the guard.
-
-    Args:
-        streamed: whether the caller reads the body.
-    """
+    """One request that a guarded session sends, and whether its response passed the guard."""
 
     def __init__(self, *, streamed: bool) -> None:
-        self.streamed = streamed
+        self.streamed = streamed  # whether the caller reads the body
         self.response: Any = None
         self.was_read = False
 
@@ -48,11 +44,7 @@ class _Exchange:
 
 
 async def guarded(send: Callable[[Any], Awaitable[Any]], request: Any) -> Any:
-    """Send a request, and refuse a response that did not pass ``received``.
-
-    Args:
-        send: of an aiobotocore session whose connections call ``received``.
-        request: as botocore prepared it.
+    """Send a request by an aiobotocore session whose connections call ``received``.
 
     Raises:
         UnguardedResponseError: if the session did not call ``received``, or read the body in another way.
@@ -65,15 +57,7 @@ async def guarded(send: Callable[[Any], Awaitable[Any]], request: Any) -> Any:
 
 
 async def received(method: str, sent: Awaitable[Any]) -> Any:
-    """Await aiohttp's response within a time limit, and limit its ``read``.
-
-    Args:
-        method: of the request, such as GET.
-        sent: returns the response.
-
-    Raises:
-        InvalidResponseError: if the response does not end.
-    """
+    """Await aiohttp's response within a time limit, and limit its ``read``; InvalidResponseError if it has no end."""
     reads = method in ("GET", "HEAD", "DELETE")
     # An upload may take long; a request without a body may wait for a connection, but only for a limited time.
     response = await (_ended(sent, _WRITE_SECONDS) if reads else sent)
@@ -152,12 +136,7 @@ class LimitedBody:
 
 
 def taken_from(read: Callable[[int], bytes], status: int) -> bytes:
-    """Read a body in a thread, within the same limits.
-
-    Args:
-        read: returns at most the given number of bytes, and none at the end.
-        status: of the response.
-    """
+    """Read a body in a thread, within the same limits; ``read`` takes the most bytes, and returns none at the end."""
     taken, began = LimitedBody(status), time.monotonic()
     while (piece := read(2**16)) and taken.add(piece):
         if time.monotonic() - began > _READ_SECONDS:

@@ -21,10 +21,7 @@ _WRONG_ANSWERS = 3
 class _Piece:
     """Consecutive bytes: those of one buffer, or of several small buffers with the gaps between them.
 
-    Attributes:
-        start: position in the object.
-        length: in bytes.
-        targets: for each buffer, the number of its span, its position in the object, and the buffer.
+    ``targets`` has, for each buffer, the number of its span, its position in the object, and the buffer.
     """
 
     def __init__(self, start: int) -> None:
@@ -220,11 +217,7 @@ class RangeRequest:
             self._current += 1
 
     def accept(self, data: bytes) -> None:
-        """Fill the whole range with bytes that were read elsewhere.
-
-        Raises:
-            OSError: if they are too few or too many.
-        """
+        """Fill the whole range with bytes that were read elsewhere; OSError if they are too few or too many."""
         if self._probing:
             self.total = len(data)
             data = data[: self.length]
@@ -249,12 +242,7 @@ class RangeRequest:
 
 
 class FileRange(RangeRequest):
-    """A range whose bytes are written to a local file, at their positions in the object.
-
-    Args:
-        descriptor: of the file, open for writing.
-        length: in bytes.
-    """
+    """A range whose bytes are written to a local file, at their positions in the object."""
 
     def __init__(self, descriptor: int, start: int, length: int, **kwargs: Any) -> None:
         super().__init__(start, **kwargs)

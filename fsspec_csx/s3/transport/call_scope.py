@@ -37,11 +37,7 @@ class Body(Protocol):
 
 
 class Scope:
-    """The tasks and threads of one call.
-
-    Args:
-        parent: the scope of the call that contains this one.
-    """
+    """The tasks and threads of one call; ``parent`` is the scope of the call that contains it."""
 
     def __init__(self, parent: Scope | None = None) -> None:
         self._parent = parent
@@ -55,11 +51,7 @@ class Scope:
         return self._closed or (self._parent is not None and self._parent.closed)
 
     def join(self) -> None:
-        """Add the running task to the call.
-
-        Raises:
-            asyncio.CancelledError: if the call is over.
-        """
+        """Add the running task to the call; CancelledError if the call is over."""
         if self.closed:
             raise asyncio.CancelledError
         task = asyncio.current_task()
@@ -68,11 +60,7 @@ class Scope:
             task.add_done_callback(self._tasks.discard)
 
     def begin(self, body: Body, start: Callable[[], Future[Any]]) -> Future[Any]:
-        """Start the thread of a body, and add it to the call.
-
-        Raises:
-            asyncio.CancelledError: if the call is over.
-        """
+        """Start the thread of a body, and add it to the call; CancelledError if the call is over."""
         with self._lock:
             if self.closed:
                 raise asyncio.CancelledError
@@ -93,11 +81,7 @@ class Scope:
         return bodies
 
     async def end(self, but: asyncio.Task[Any] | None) -> None:
-        """Close the scope, cancel its tasks, and wait until they have ended; on the event loop.
-
-        Args:
-            but: a task that is not cancelled.
-        """
+        """Close the scope, cancel its tasks ``but`` one, and wait until they have ended; on the event loop."""
         self.close()
         await asyncio.sleep(0)  # lets new tasks begin, which then find that the call is over
         while tasks := {task for task in self._tasks if task is not but and not task.done()}:

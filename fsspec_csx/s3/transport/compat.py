@@ -172,11 +172,7 @@ def credential_fetchers(session: Any) -> Iterator[Any]:
 
 
 def connections_of(fetcher: Any) -> Any:
-    """Return the connections of a metadata fetcher.
-
-    Raises:
-        ImportError: if they are not aiohttp's, and so cannot be guarded.
-    """
+    """Return the connections of a metadata fetcher; ImportError if they are not aiohttp's, and cannot be guarded."""
     connections = getattr(fetcher, "_session", None)
     if not isinstance(connections, AIOHTTPSession):
         msg = f"{release('aiobotocore')} asks for metadata by a {type(connections).__name__}, which is not supported."

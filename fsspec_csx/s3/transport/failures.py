@@ -8,15 +8,11 @@ class GaveUpError(Exception):
 
 
 class NotStartedError(GaveUpError):
-    """The endpoint has never answered, and refuses connections; it may be starting.
-
-    Args:
-        seconds: how long to wait before repeating the request.
-    """
+    """The endpoint has never answered, and refuses connections; it may be starting."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)
-        self.seconds = seconds
+        self.seconds = seconds  # how long to wait before repeating the request
 
 
 class RedirectedError(Exception):

@@ -51,7 +51,6 @@ class Transfer:
         former: the Transfer of the client that this one replaces; its threads and connections are reused.
 
     Attributes:
-        in_flight: the most requests at a time.
         checksums: whether the server accepts checksums of uploads; None before the first upload.
         buffered: how many copied bytes each part in flight has, by the ``id`` of its work.
         slots: the turns of all requests of the process to the same store.
@@ -200,11 +199,7 @@ class Transfer:
         await self.give_up_and_wait(ranges)
 
     async def send(self, put: Callable[[], Awaitable[T]], payload: RequestBody) -> T:
-        """Send a body when it gets a turn; when this returns, no thread uses the body any more.
-
-        Args:
-            put: prepares the body and makes its request.
-        """
+        """Prepare and send a body by ``put`` when it gets a turn; then no thread uses the body any more."""
         scope().join()
         try:
             async with self.turn():

@@ -32,14 +32,7 @@ def size_for(size: int, in_flight: int, *, far: bool = False) -> int:
 
 
 def allocate(size: int, name: object) -> bytes:
-    """Return memory of ``size`` bytes, which the system allocates as it is filled.
-
-    Args:
-        name: of the object, for messages.
-
-    Raises:
-        TooLargeError: a MemoryError, if there is not enough.
-    """
+    """Return memory that the system allocates as it is filled; TooLargeError, a MemoryError, if there is not enough."""
     try:
         return bytes(size)
     except (MemoryError, OverflowError):
