@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 import trustme
+from botocore.awsrequest import AWSRequest
+from botocore.exceptions import SSLError
 from listener import listening
 from urllib3.exceptions import InsecureRequestWarning
 
 from fsspec_csx.doctor.run import checks
 from fsspec_csx.errors import EndpointError, UntrustedCertificateError
+from fsspec_csx.s3.client.no_redirects import BoundedHTTPSession
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
@@ -137,3 +142,31 @@ def test_change_of_trust(secure_server: tuple[LocalS3, Path], tmp_path: Path, mo
         monkeypatch.setenv(name, str(authority))
         fsspec.filesystem("s3", **server.storage_options()).ls("")
         monkeypatch.delenv(name)
+
+
+def test_http_loads_no_certificates(server: LocalS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests by http do not load certificates, which takes as long as several requests."""
+    loaded: list[object] = []
+    load = ssl.SSLContext.load_verify_locations
+
+    def note(context: ssl.SSLContext, *args: Any, **kwargs: Any) -> None:
+        loaded.append(args)
+        load(context, *args, **kwargs)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", note)
+    client(server.endpoint_url, server).ls("")
+    assert not loaded
+
+
+def test_https_after_http(server: LocalS3, secure_server: tuple[LocalS3, Path]) -> None:
+    """The connections of one client verify the certificate by https, also after requests by http."""
+    secure, authority = secure_server
+
+    async def ask(url: str, verify: bool | str) -> None:
+        async with BoundedHTTPSession(verify=verify) as session:
+            for each in (server.endpoint_url, url):
+                await session.send(AWSRequest("GET", f"{each}/", stream_output=True).prepare())
+
+    asyncio.run(ask(secure.endpoint_url, str(authority)))
+    with pytest.raises(SSLError):
+        asyncio.run(ask(secure.endpoint_url, True))

@@ -22,10 +22,35 @@ _REDIRECTS = (300, 301, 302, 303, 307, 308)
 
 
 class BoundedHTTPSession(AIOHTTPSession):  # type: ignore[misc]
-    """The connections of a client; they follow no redirects, and limit the size and the time of each body."""
+    """The connections of a client; they follow no redirects, and limit the size and the time of each body.
+
+    Requests by http have connections of their own: others load certificates first, which takes 30 ms. A proxy may use
+    TLS even for them.
+    """
+
+    def __init__(self, verify: bool | str = True, proxies: Any = None, **options: Any) -> None:
+        super().__init__(verify=verify, proxies=proxies, **options)
+        self._plain: AIOHTTPSession | None = None
+        if verify and not proxies:
+            self._plain = BoundedHTTPSession(verify=False, **{**options, "client_cert": None})
+
+    async def __aenter__(self) -> BoundedHTTPSession:
+        await super().__aenter__()
+        if self._plain is not None:
+            await self._plain.__aenter__()
+        return self
+
+    async def __aexit__(self, *raised: Any) -> None:
+        try:
+            if self._plain is not None:
+                await self._plain.__aexit__(*raised)
+        finally:
+            await super().__aexit__(*raised)
 
     async def send(self, request: Any) -> Any:
         """Send a request; InvalidResponseError if the body of the response is too long or does not end."""
+        if self._plain is not None and request.url.startswith("http:"):
+            return await self._plain.send(request)
         try:
             return await bounded_body.guarded(super().send, request)
         except boto.HTTPClientError as error:
