@@ -174,8 +174,10 @@ def validate(trainer: Trainer, dataloader: Any, loop: ValidationLoop) -> None:
             trainer.call("on_validate_batch_end", trainer.model, outputs, batch, batch_idx)
             if trainer.early_exit.should_exit and not trainer.is_fitting:
                 break
-    if not count:
-        msg = "The data loader for validation has no batches. Check its dataset."
+    (empty,) = processes.any_process(not count)
+    if empty:
+        where = " in another process" if count else ""
+        msg = f"The data loader for validation has no batches{where}. Check its dataset."
         raise ValueError(msg)
     loop.metrics = {name: processes.mean(value / count) for name, value in sums.items()}
     trainer.log_metrics(**{f"validate/{name}": value for name, value in loop.metrics.items()})

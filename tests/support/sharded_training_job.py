@@ -20,7 +20,7 @@ import torch.distributed as dist
 from commands import running
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
-from training import Model, Noisy, made
+from training import Model, Noisy, loader, made
 from training_job import sharded_model
 
 import fsspec_csx
@@ -99,6 +99,11 @@ def resumed(root: str) -> dict[str, Any]:
     found["copies"] = train(f"{root}/unused", steps=0, model=Model)
     train(f"{root}/copies", At(6, stop), model=Model, sharded=True)
     found["copies resumed"] = train(f"{root}/copies", model=Model, sharded=True, seed=99)
+    trainer, _ = made(f"{root}/unused", steps=None, model=Model)
+    try:
+        trainer.validate(loader(8) if dist.get_rank() == 0 else [])
+    except ValueError as error:
+        found["empty"] = str(error)
     found["ends"] = []
     own = os.environ if dist.get_rank() == 0 else json.loads(os.environ["READER"])
     for name, rank, action in (

@@ -47,6 +47,8 @@ def test_two_processes(environment: LocalS3, bucket: str) -> None:
         for name in ("sharded", "waiting", "whole"):
             assert report[name] == report["without"], (rank, name)
         assert report["copies resumed"] == report["copies"][3:]
+        assert "has no batches" in report["empty"]
+        assert ("in another process" in report["empty"]) == (rank == 0)
         refused, terminated = report["ends"]
         assert refused[0]
         assert "checkpoint_6.mdl/__1_0" in refused[1]
