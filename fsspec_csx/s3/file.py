@@ -62,7 +62,7 @@ class CSXFile(ReadFile):
     _dropped = False
     _pid = 0
     _asked: Instruction | None = None
-    _append_target: AppendTarget | None = None  # the object that mode ab appends to
+    _unchanged = -1  # the position at which mode ab has added nothing
     _part: int | None = None  # bytes of the first parts, if they are chosen
 
     def __init__(self, fs: Any, path: str, mode: str = "rb", **kwargs: Any) -> None:
@@ -80,6 +80,7 @@ class CSXFile(ReadFile):
         # s3fs would append to the state in a cached listing of the folder, and overwrite later changes.
         super().__init__(fs, path, "wb" if mode == "ab" else mode, **kwargs)
         self.mode = mode
+        self._conditions = {"IfNoneMatch": "*"} if mode == "xb" else {}
         self.buffer = None
         fs.unfinished[id(self)] = self
         if mode == "ab":
@@ -92,10 +93,12 @@ class CSXFile(ReadFile):
             self._request, self.fs.transfer, self.bucket, self.key, self.blocksize, self.s3_additional_kwargs
         )
         with self.discarded_on_failure():
-            found = self._append_target = self._start(looking).result()
+            found: AppendTarget = self._start(looking).result()
+            self._conditions = found.conditions
             self.s3_additional_kwargs.update(found.kept)
             if found.found:  # the bytes after the copied parts are fewer than a part
                 self._part = self.blocksize = found.part
+                self._unchanged = found.size
             self._request = with_conditions(self._request, found.etag, f"s3://{self.path}")
             self._writer.copied = found.copied
             self._writer.write(found.tail, stable=True)
@@ -142,17 +145,12 @@ class CSXFile(ReadFile):
         if self._pid != os.getpid():
             raise _fork_error(self.path)
         with self._turn, self.discarded_on_failure():
-            if not self._append_target or not self._append_target.found or self.loc > self._append_target.size:
-                answer = self._writer.finish(**self._conditions())
+            if self.loc != self._unchanged:
+                answer = self._writer.finish(**self._conditions)
                 if self.fs.version_aware:
                     self.version_id = answer.get("VersionId")
         self.fs.invalidate_cache(self.path)
         self._end()
-
-    def _conditions(self) -> dict[str, str]:
-        if self._append_target is not None:
-            return self._append_target.conditions
-        return {"IfNoneMatch": "*"} if "x" in self.mode else {}
 
     def discard(self) -> None:
         """Discard what was written: the former object stays, and the multipart upload is aborted."""
