@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import pickle
 import secrets
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -131,7 +132,7 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
         old = self._old_shards()
         self._finishing = True
         with self._folder.atomic_write(MANIFEST) as file:
-            file.write(manifest.encode(metadata))
+            pickle.dump(metadata, file)
         self._folder.remove(sorted(old - shards_of(metadata)))
 
     def discard(self, failed: Collection[int] = ()) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fsspec_csx.tensors.crc32 import crc32_of
+from fsspec_csx.tensors.source import read_some
 
 T = TypeVar("T")
 
@@ -129,20 +130,12 @@ class TrackingReader(_Tracking):
 
     def _readinto(self, buffer: Any) -> int:
         size = memoryview(buffer).nbytes
-        count = last = self._read_once(buffer)
+        count = last = read_some(self._file, buffer)
         while 0 < count < size and last:
-            last = self._read_once(memoryview(buffer).cast("B")[count:])
+            last = read_some(self._file, memoryview(buffer).cast("B")[count:])
             count += last
         self._advance(count)
         return count
-
-    def _read_once(self, buffer: Any) -> int:
-        if hasattr(self._file, "readinto"):
-            return int(self._file.readinto(buffer))
-        view = memoryview(buffer).cast("B")
-        data = self._file.read(len(view))
-        view[: len(data)] = data
-        return len(data)
 
     def readline(self) -> bytes:
         """Read up to and including the next newline."""

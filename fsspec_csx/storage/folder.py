@@ -12,7 +12,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from fsspec_csx.storage.atomic import atomic_write
-from fsspec_csx.storage.files import open_file, unwrap_filesystem
+from fsspec_csx.storage.files import open_file, path_exists, unwrap_filesystem
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -47,8 +47,7 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         """Return whether the file exists now."""
-        self.forget()
-        return os.path.exists(self.at(name)) if self.fs is None else bool(self.fs.exists(self.at(name)))
+        return path_exists(self.fs, self.at(name))
 
     def names(self) -> list[str]:
         """List the names of the files and folders directly in it."""

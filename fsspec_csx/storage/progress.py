@@ -153,7 +153,9 @@ def report_progress(callback: Callback | None, path: str) -> Iterator[Callback]:
 
 def _bar(name: str) -> Callback:
     # A TqdmCallback that fails in its constructor fails again when it is deleted.
-    if not _on_terminal() or importlib.util.find_spec("tqdm") is None:
+    stderr = sys.stderr
+    on_terminal = stderr is not None and not getattr(stderr, "closed", False) and stderr.isatty()
+    if not on_terminal or importlib.util.find_spec("tqdm") is None:
         return NoOpCallback()
     options = {
         "desc": name,
@@ -165,8 +167,3 @@ def _bar(name: str) -> Callback:
         "unit_scale": True,
     }
     return TqdmCallback(tqdm_kwargs=options)
-
-
-def _on_terminal() -> bool:
-    stderr = sys.stderr
-    return stderr is not None and not getattr(stderr, "closed", False) and stderr.isatty()

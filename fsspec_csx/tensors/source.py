@@ -231,7 +231,7 @@ class Source:
         done, crc = 0, RunningCrc32()
         while done < len(memory):
             piece = memory[done : done + _PIECE]
-            count = self._read_some(piece)
+            count = read_some(self.file, piece)
             if not count:
                 msg = f"The file ended at byte {start + done}, and had {self.size} bytes when it was opened. Try again."
                 raise OSError(msg)
@@ -241,12 +241,15 @@ class Source:
             done += count
         return crc.value
 
-    def _read_some(self, memory: memoryview) -> int:
-        if hasattr(self.file, "readinto"):
-            return int(self.file.readinto(memory) or 0)
-        data = self.file.read(len(memory))
-        memory[: len(data)] = data
-        return len(data)
+
+def read_some(file: Any, buffer: Any) -> int:
+    """Fill a buffer from a file by one read, and return the number of bytes; the file may have no ``readinto``."""
+    if hasattr(file, "readinto"):
+        return int(file.readinto(buffer) or 0)
+    memory = memoryview(buffer).cast("B")
+    data = file.read(len(memory))
+    memory[: len(data)] = data
+    return len(data)
 
 
 class SpanReader(io.RawIOBase):

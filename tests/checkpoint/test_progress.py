@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import threading
 import time
@@ -139,7 +140,7 @@ def test_many_shards_tell_in_this_thread(tmp_path: Path) -> None:
         first.state_dict_metadata |= other.state_dict_metadata
         first.planner_data |= other.planner_data
         first.storage_data |= other.storage_data
-    (tmp_path / "0" / ".metadata").write_bytes(manifest.encode(first))
+    (tmp_path / "0" / ".metadata").write_bytes(pickle.dumps(first))
     threads = set()
 
     class Listening(Noting):

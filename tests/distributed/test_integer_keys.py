@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,6 @@ def test_damaged_integer_keys(tmp_path: Path, keys: Any) -> None:
     found = manifest.read(ShardedFolder(None, str(tmp_path), "x"))
     (item,) = found.storage_data.values()
     item.integer_keys = keys
-    (tmp_path / MANIFEST).write_bytes(manifest.encode(found))
+    (tmp_path / MANIFEST).write_bytes(pickle.dumps(found))
     with pytest.raises(InvalidCheckpointError, match="damaged"):
         distributed.whole(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -244,7 +245,7 @@ def test_trainer_resumes_from_a_whole_one(root: str) -> None:
     fs, path = fsspec.url_to_fs(f"{root}/checkpoint_2.mdl")
     metadata = manifest.read(ShardedFolder(fs, path, "it"))
     metadata.storage_data[MetadataIndex("more")] = manifest.place("__1_0.distcp", 0, 4)
-    fs.pipe_file(f"{path}/.metadata", manifest.encode(metadata))
+    fs.pipe_file(f"{path}/.metadata", pickle.dumps(metadata))
     assert newest(root) == "checkpoint_1.mdl"
     callback = Checkpoint(checkpoint_root=root)
     callback.root = root

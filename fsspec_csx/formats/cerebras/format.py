@@ -37,7 +37,7 @@ class CerebrasFormat(Format[CerebrasSource]):
     writer_class = CerebrasWriter
 
     def open_file(self, file: Source, head: bytes, folder: Folder, name: str) -> Source | None:
-        return hdf5.source(file, folder.name) if hdf5.is_hdf5(head) else None
+        return hdf5.source(file, folder.name) if head.startswith(hdf5.MAGIC) else None
 
     def open_folder(
         self, folder: Folder, names: Callable[[], Collection[str]]

@@ -18,13 +18,10 @@ from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.tensors.names import quoted
 from fsspec_csx.tensors.source import Source
 
-_MAGIC = b"\x89HDF\r\n\x1a\n"
+MAGIC = b"\x89HDF\r\n\x1a\n"
+"""The first bytes of an HDF5 file."""
+
 _EXTRA = "Install 'fsspec-csx[cerebras]' to read it."
-
-
-def is_hdf5(head: bytes) -> bool:
-    """Return whether a file with these first bytes is an HDF5 file."""
-    return head.startswith(_MAGIC)
 
 
 def source(file: Source, name: str) -> Hdf5Source:

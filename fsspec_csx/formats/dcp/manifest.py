@@ -35,7 +35,7 @@ from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, ExcessError
 from fsspec_csx.formats.torch_zip.pickle_scan import ScanError, scan
 from fsspec_csx.formats.torch_zip.structure_limits import DEPTH
 
-__all__ = ["ItemLocation", "Plain", "encode", "read"]
+__all__ = ["ItemLocation", "Plain", "read"]
 
 T = TypeVar("T")
 
@@ -116,11 +116,6 @@ def _integer_key(key: str | int) -> str | int | tuple[int]:
         return (int(key),) if isinstance(key, str) and str(int(key)) == key else key
     except ValueError:
         return key
-
-
-def encode(metadata: Metadata) -> bytes:
-    """Return the bytes of a manifest."""
-    return pickle.dumps(metadata)
 
 
 def read(folder: ShardedFolder, name: str = MANIFEST) -> Metadata:

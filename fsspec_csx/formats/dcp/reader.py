@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,6 +19,7 @@ from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholder_reader, placeholders
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
+from fsspec_csx.storage.files import file_size
 from fsspec_csx.storage.progress import run_in_threads
 from fsspec_csx.tensors import fill, memory
 from fsspec_csx.tensors.fill import RecordPart
@@ -118,7 +118,7 @@ def _of_all_shards(
 def opened(folder: ShardedFolder, name: str) -> Iterator[Source]:
     """Open a shard."""
     with folder.reading(name) as file:
-        yield BareSource(file, _size(file))
+        yield BareSource(file, file_size(file))
 
 
 def check_shards(folder: ShardedFolder, places: Iterable[ItemLocation]) -> None:
@@ -133,10 +133,6 @@ def _check_size(folder: ShardedFolder, name: str, shard: Source, places: Iterabl
     if end > shard.size:
         what = f"it has {shard.size} of at least {end} bytes"
         raise InvalidCheckpointError(f"The shard {name} of {folder.name} is cut short: {what}.", AGAIN)
-
-
-def _size(file: IO[bytes]) -> int:
-    return file.seek(0, os.SEEK_END)
 
 
 # -- tensors of a shard -----------------------------------------------------------------------------------------------

@@ -61,11 +61,6 @@ class HuggingFaceSource(Source):
         return sum(self._opened[each].size for each in self.shards if each not in missing)
 
     @property
-    def kept(self) -> int:
-        """How many bytes are kept in memory."""
-        return sum(each.kept for each in self._opened.values())
-
-    @property
     def index(self) -> Index:
         """Maps tensors to shards; for a single file, made from its header."""
         if self._index is None:
