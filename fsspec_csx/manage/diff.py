@@ -66,7 +66,7 @@ def compare(
     _check_operation(op, rtol, atol)
     places = Location.of(first, storage_options), Location.of(second, storage_options)
     from fsspec_csx.manage import diff_entries  # only here, as it imports torch
-    from fsspec_csx.tensors.numeric_error import Closeness
+    from fsspec_csx.tensors.compare_tensors import Closeness
 
     with contextlib.ExitStack() as stack:
         # An index alone does not say what its shards hold.

@@ -17,9 +17,8 @@ from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
 from fsspec_csx.formats.torch_zip.placeholders import Placeholder
 from fsspec_csx.manage.diff import Comparison
-from fsspec_csx.tensors import compare_tensors, names, numeric_error, summaries, torch_compat
-from fsspec_csx.tensors.compare_tensors import ComparedFile, ComparedPair
-from fsspec_csx.tensors.numeric_error import Closeness, NumericError
+from fsspec_csx.tensors import compare_tensors, names, summaries, torch_compat
+from fsspec_csx.tensors.compare_tensors import Closeness, ComparedFile, ComparedPair, NumericError
 from fsspec_csx.tensors.source import Source
 from fsspec_csx.tensors.tensor_stream import StreamedTensor
 
@@ -153,7 +152,7 @@ class _Comparison:
             if texts[0] != texts[1]:
                 self.report(name, what, *(text[:_TEXT_MAX] for text in texts))
                 near = what == "dtype" and self._closeness is not None
-                comparable &= near and numeric_error.can_compare(first.dtype, second.dtype)
+                comparable &= near and compare_tensors.can_compare(first.dtype, second.dtype)
         if not comparable or first.device.type == "meta":
             return
         found, times = NumericError(), 1

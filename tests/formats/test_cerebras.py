@@ -29,7 +29,7 @@ from fsspec_csx.errors import (
     UnsafeCheckpointError,
 )
 from fsspec_csx.formats.cerebras import folder as cerebras_folder
-from fsspec_csx.formats.cerebras import verify as cerebras_verify
+from fsspec_csx.formats.cerebras import format as cerebras_format
 from fsspec_csx.formats.verify_report import Report
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.storage.folder import Folder
@@ -527,7 +527,7 @@ def test_verify(
     batch: int, environment: LocalS3, fs: CSXFileSystem, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What we wrote is compared with its checksums; what the reference wrote has none."""
-    monkeypatch.setattr(cerebras_verify, "_BATCH", batch)
+    monkeypatch.setattr(cerebras_format, "_BATCH", batch)
     save(
         {"a": torch.randn(700), "empty": torch.ones(0), "b": torch.randn(300)},
         f"s3://{bucket}/x.mdl",
@@ -535,17 +535,17 @@ def test_verify(
     )
     with cerebras_folder.opened(Folder(fs, f"{bucket}/x.mdl", "x")) as source:
         assert source is not None
-        assert cerebras_verify.examine(source) == Report(3, 0)
+        assert cerebras_format.examined(source) == Report(3, 0)
     data = bytearray(fs.cat_file(f"{bucket}/x.mdl/a"))
     data[2000] ^= 1
     fs.pipe_file(f"{bucket}/x.mdl/a", bytes(data))
     with cerebras_folder.opened(Folder(fs, f"{bucket}/x.mdl", "x")) as source:
         assert source is not None
-        assert cerebras_verify.examine(source) == Report(3, 0, ["the checksum of 'a' is wrong"])
+        assert cerebras_format.examined(source) == Report(3, 0, ["the checksum of 'a' is wrong"])
     with cerebras_folder.opened(Folder(None, str(DATA / "tied" / "s3"), "x")) as source:
         assert source is not None
         note = "'same_obj', 'same_obj2': pickles, which may run any code, and so were not looked at"
-        assert cerebras_verify.examine(source) == Report(0, 4, [], [note])
+        assert cerebras_format.examined(source) == Report(0, 4, [], [note])
 
 
 def test_other_kinds_of_values(tmp_path: Path) -> None:

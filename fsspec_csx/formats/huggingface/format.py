@@ -12,8 +12,7 @@ from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import verify_report
 from fsspec_csx.formats.base import ON_CPU, Converted, ConvertOptions, Format, ReadOptions
 from fsspec_csx.formats.conversion import Conversion
-from fsspec_csx.formats.huggingface.index import LARGEST, Index, decoded
-from fsspec_csx.formats.huggingface.layout import is_index, models
+from fsspec_csx.formats.huggingface.layout import LARGEST, Index, decoded, is_index, models
 from fsspec_csx.formats.huggingface.source import HuggingFaceSource
 from fsspec_csx.formats.huggingface.writer import FolderReplacement, HuggingFaceWriter, split
 from fsspec_csx.formats.torch_zip.storage_placement import placed

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats.huggingface.index import Index
+from fsspec_csx.formats.huggingface.layout import Index
 from fsspec_csx.formats.safetensors import reader
 from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.storage.files import file_size

@@ -9,8 +9,16 @@ from typing import Any
 
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats import registry
-from fsspec_csx.formats.huggingface.index import LARGEST, Index, decoded
-from fsspec_csx.formats.huggingface.layout import INDEX_SUFFIX, SUFFIX, index_of, is_index, shard_names
+from fsspec_csx.formats.huggingface.layout import (
+    INDEX_SUFFIX,
+    LARGEST,
+    SUFFIX,
+    Index,
+    decoded,
+    index_of,
+    is_index,
+    shard_names,
+)
 from fsspec_csx.formats.safetensors import writer
 from fsspec_csx.formats.writer import CheckpointWriter, Target
 from fsspec_csx.storage.folder import Folder, logger

@@ -18,8 +18,7 @@ import torch
 from fsspec_csx.formats.base import ON_CPU, ReadOptions
 from fsspec_csx.formats.torch_zip import rebuilding, structure_limits
 from fsspec_csx.formats.torch_zip.archive import Archive
-from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, StandIn
-from fsspec_csx.formats.torch_zip.pickle_scan import scan
+from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, StandIn, scan
 from fsspec_csx.formats.torch_zip.rebuilding import refused
 from fsspec_csx.formats.torch_zip.storage_placement import ArchiveStorages, StoragePlacer
 from fsspec_csx.tensors import torch_compat

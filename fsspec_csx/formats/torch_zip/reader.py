@@ -24,7 +24,7 @@ from fsspec_csx.formats.base import ON_CPU, ReadOptions
 from fsspec_csx.formats.io_wrappers import TrackingReader
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import pickle_bounds, plain, structure_limits
-from fsspec_csx.formats.torch_zip.pickle_scan import ScanError
+from fsspec_csx.formats.torch_zip.pickle_bounds import ScanError
 from fsspec_csx.tensors import fill, names, torch_compat
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
