@@ -61,7 +61,14 @@ class DistributedFormat(Format[ShardedSource]):
         return source.state.describe()
 
     def examine(self, source: ShardedSource, name: str, compute: Sum) -> Report:
-        return _examined_all(source)
+        """Check each item as a file, with the checksum of each record, and compare it with the manifest."""
+        found = Report()
+        shards: dict[str, dict[int, _Item]] = {}
+        for item in _items(source, found):
+            shards.setdefault(item.place.relative_path, {}).setdefault(item.place.offset, item)
+        for shard, items in shards.items():
+            _examine_shard(source, shard, list(items.values()), found)
+        return found
 
     def convert(self, source: Source, options: ConvertOptions, target: Target, progress: Callback) -> Converted:
         self.refuse_cast(options)
@@ -83,20 +90,6 @@ class _Item:
     name: str
     place: ItemLocation
     tensor: tuple[torch.dtype, tuple[int, ...]] | None
-
-
-def _examined_all(source: ShardedSource) -> Report:
-    """Read all items of a sharded checkpoint, and look for damage.
-
-    Each item is checked as a file, with the checksum of each record, and compared with the manifest.
-    """
-    found = Report()
-    shards: dict[str, dict[int, _Item]] = {}
-    for item in _items(source, found):
-        shards.setdefault(item.place.relative_path, {}).setdefault(item.place.offset, item)
-    for shard, items in shards.items():
-        _examine_shard(source, shard, list(items.values()), found)
-    return found
 
 
 def _items(source: ShardedSource, found: Report) -> Iterator[_Item]:

@@ -72,7 +72,20 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
 
     def examine(self, source: HuggingFaceSource, name: str, compute: Sum) -> Report:
         """Check the structure of the safetensors files, which have no checksums."""
-        return _examined(source)
+        found = Report()
+        index = source.index
+        for shard in source.shards:
+            mine = {name for name, place in index.weight_map.items() if place == shard}
+            try:
+                (opened,) = source.open_shards([shard])
+            except InvalidCheckpointError:
+                found.damage.append(f"the shard {shard} is missing, with {names.shown(sorted(mine))}")
+                continue
+            opened.advance = source.advance
+            misfit = functools.partial(_misfit, mine=mine, index=index)
+            report = verify_report.examine(opened, name=shard, compute=lambda memory, before: 0, misfit=misfit)
+            found.add(report, shard if len(source.files) > 1 else "")
+        return found
 
     def convert(self, source: Source, options: ConvertOptions, target: Target, progress: Callback) -> Converted:
         """Write the shards one after the other, because all tensors come from one source."""
@@ -87,24 +100,6 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
             size += replacing.publish(aliases, size - sum(len(file.header) for _, file in parts))
         meter.finish()
         return conversion.converted(size)
-
-
-def _examined(source: HuggingFaceSource) -> Report:
-    """Read all shards, and compare their content with the index."""
-    found = Report()
-    index = source.index
-    for shard in source.shards:
-        mine = {name for name, place in index.weight_map.items() if place == shard}
-        try:
-            (opened,) = source.open_shards([shard])
-        except InvalidCheckpointError:
-            found.damage.append(f"the shard {shard} is missing, with {names.shown(sorted(mine))}")
-            continue
-        opened.advance = source.advance
-        misfit = functools.partial(_misfit, mine=mine, index=index)
-        report = verify_report.examine(opened, name=shard, compute=lambda memory, before: 0, misfit=misfit)
-        found.add(report, shard if len(source.files) > 1 else "")
-    return found
 
 
 def _misfit(held: LazyObject, *, mine: set[str], index: Index) -> str:
