@@ -36,7 +36,9 @@ def _age(text: str) -> timedelta:
     found = re.fullmatch(r"([0-9]{1,9})([smhdw])", text)
     try:
         if found:
-            return timedelta(**{_UNITS[found[2]]: int(found[1])})
+            age = timedelta(**{_UNITS[found[2]]: int(found[1])})
+            _ = datetime.now(timezone.utc) - age  # it must be a date
+            return age
     except OverflowError:
         pass
     msg = f"{text!r} is not an age such as 30m, 12h or 7d"

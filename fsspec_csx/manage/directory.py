@@ -47,7 +47,11 @@ class Directory:
         text = strip_slashes(path)
         if not text:
             raise CheckpointPathError("The path of the folder is empty.", "Give a folder or a URL.")
-        checkpoint_path(_joined(text, (), "/checkpoint"))
+        inside = _joined(text, (), "/checkpoint")
+        try:
+            checkpoint_path(inside)
+        except CheckpointPathError as error:  # it names a file that the caller did not give
+            raise CheckpointPathError(error.reason.replace(redacted(inside), redacted(text)), error.remedy) from None
         self.path = text  # without trailing slashes
         fs, inner = resolve_path(path, text, storage_options)
         self.fs, inner, _ = unwrap_filesystem(fs, inner)  # behind any caches; None for the local one

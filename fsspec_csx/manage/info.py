@@ -69,9 +69,7 @@ def _details(place: Location) -> Mapping[str, Any]:
 
 def _identity_of(fs: Any) -> tuple[str | None, str | None, str | None]:
     """Return the profile, credentials and endpoint of the S3 filesystem behind a path."""
-    while fs is not None and not hasattr(fs, "_identity"):
-        fs = getattr(fs, "fs", None)
-    if fs is None:
+    if not hasattr(fs, "_identity"):
         return None, None, None
     identity = str(fs._identity)
     profile = fs.session.get_config_variable("profile") or "default" if identity.startswith("profile ") else None

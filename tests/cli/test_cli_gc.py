@@ -262,7 +262,7 @@ def test_output(tmp_path: Path, states: Path, capsys: pytest.CaptureFixture[str]
     assert left(str(root)) == ["x.mdl"]
 
 
-@pytest.mark.parametrize("text", ["", "1", "d", "-1d", "1.5d", "1d1h", "1y", "٣d", "999999999w"])
+@pytest.mark.parametrize("text", ["", "1", "d", "-1d", "1.5d", "1d1h", "1y", "٣d", "999999999w", "999999999d"])
 def test_usage(text: str, tmp_path: Path) -> None:
     """What is no age is wrong usage."""
     with pytest.raises(SystemExit) as ended:
