@@ -67,10 +67,11 @@ async def glob(fs: Any, path: str, maxdepth: int | None = None, detail: bool = F
         msg = f"{path!r} names no bucket, and all of S3 cannot be listed. Begin it with a bucket."
         raise ValueError(msg)
     if may_match(fs, path):
-        entries = (await _matches(fs, path, maxdepth, **kwargs))[0]
-    else:
-        entries = [with_version(fs, path, await fs._info(path))] if await fs._exists(path) else []
-    return by_name(entries, detail)
+        return by_name((await _matches(fs, path, maxdepth, **kwargs))[0], detail)
+    try:
+        return by_name([with_version(fs, path, await fs._info(path))], detail)
+    except FileNotFoundError:
+        return by_name([], detail)
 
 
 def is_pattern(path: str) -> bool:
@@ -126,15 +127,12 @@ async def expand(
     if version:
         name = f"{bucket}/{key}"
         return Expansion(name, [{"name": name, "path": path, "type": "unknown"}])
-    if may_match(fs, path):
-        found, is_match = await _matches(fs, path, maxdepth, refresh=True)
-    elif not recursive:
-        found, is_match = [{"name": name, "type": "unknown"}], False
-        if path.endswith("/"):
-            found = [await fs._info(path)]
-            name = found[0]["name"]
-    else:
-        return Expansion(name, await _expand_folder(fs, path, maxdepth, markers, ask))
+    if not may_match(fs, path):
+        if recursive:
+            return Expansion(name, await _expand_folder(fs, path, maxdepth, markers, ask))
+        entry = await fs._info(path) if path.endswith("/") else {"name": name, "type": "unknown"}
+        return Expansion(entry["name"], [entry])
+    found, is_match = await _matches(fs, path, maxdepth, refresh=True)
     if recursive:
         depth = maxdepth - 1 if is_match and maxdepth else maxdepth
         for each in [each for each in found if each["type"] == "directory" and depth != 0]:
