@@ -495,6 +495,7 @@ def test_requests_for_names(moto_store: Store, tmp_path: Path) -> None:
     assert requests(lambda: fs.expand_path(plain)) == []
     assert requests(lambda: fs.expand_path(special)) == ["HeadObject"]
     assert requests(lambda: fs.isfile(plain)) == ["HeadObject"]
+    assert requests(lambda: fs.glob(plain)) == ["HeadObject"]
     assert requests(lambda: fs.glob(moto_store.path("d/*"))) == ["HeadObject", "ListObjectsV2"]
     assert requests(lambda: fs.cat(moto_store.path("d/*"))) == ["HeadObject", "ListObjectsV2", "GetObject"]
     assert requests(lambda: fs.get(moto_store.path("d"), f"{target}-d", recursive=True)) == [
