@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import stat
@@ -19,11 +20,6 @@ from pathlib import Path
 
 from fsspec_csx.s3.upload_journal import digest, open_owned
 from fsspec_csx.storage.sizes import bytes_of
-
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -51,8 +47,7 @@ class BlockCache:
 
     def __init__(self, folder: str | os.PathLike[str], size: int | str) -> None:
         self.folder, self.limit = folder, bytes_of(size, "cache_size")
-        user = os.geteuid() if hasattr(os, "geteuid") else "user"
-        self.path = Path(folder).expanduser().absolute() / f"fsspec_csx-{user}"
+        self.path = Path(folder).expanduser().absolute() / f"fsspec_csx-{os.geteuid()}"
         self._lock = threading.Lock()
         self._open: weakref.WeakValueDictionary[str, CachedObject] = weakref.WeakValueDictionary()
         self._written = self.limit  # by this process since it measured the folder; initially, so that it measures first
@@ -94,7 +89,7 @@ class BlockCache:
         with contextlib.suppress(FileExistsError):
             self.path.mkdir(mode=0o700)
         status = self.path.lstat()
-        if not stat.S_ISDIR(status.st_mode) or (hasattr(os, "geteuid") and status.st_uid != os.geteuid()):
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
             raise PermissionError(errno.EPERM, "This folder was not made by this user", os.fspath(self.path))
         if status.st_mode & 0o077:
             self.path.chmod(0o700)
