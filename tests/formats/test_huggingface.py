@@ -441,6 +441,15 @@ def test_killed(root: str) -> None:
         check_complete(f"{root}/m")
 
 
+def test_shards_without_an_index(root: str) -> None:
+    """A save that was killed before it wrote the index has left no checkpoint, and the error says so."""
+    save({"a": torch.ones(2)}, f"{root}/m", format="huggingface")
+    fs, path = fsspec.url_to_fs(f"{root}/m")
+    fs.rm_file(f"{path}/model.safetensors.index.json")
+    with pytest.raises(InvalidCheckpointError, match="has shards but no manifest"):
+        load(f"{root}/m")
+
+
 def test_save_removes_shards_alone(root: str) -> None:
     """An old index may name any file, and shards of another index: those stay."""
     save({"b": torch.ones(2)}, f"{root}/shared.safetensors")
