@@ -7,10 +7,11 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 from urllib.parse import unquote
 
@@ -27,7 +28,9 @@ from fsspec_csx.errors import CSXError
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
-_LIMITS = {"read_timeout": 1, "connect_timeout": 1, "retries": {"total_max_attempts": 3}}
+_PATIENT = {"read_timeout": 30, "connect_timeout": 30, "retries": {"total_max_attempts": 3}}
+_HASTY = {**_PATIENT, "read_timeout": 1, "connect_timeout": 1}
+"""Where something stalls; else no busy machine is to be taken for one that does."""
 _ATTEMPTS = 2
 """s3fs's own: so every request is made 6 times at most."""
 LONGEST = 60.0
@@ -58,7 +61,8 @@ class Bench:
         Args:
             name: of the trial, which no other on this server has.
         """
-        with self._place(name) as place, self._client(place.folder.parent) as keys:
+        limits = _HASTY if any("stalled" in planned.kind for planned in faults) else _PATIENT
+        with self._place(name) as place, self._client(place.folder.parent, limits) as keys:
             scenario.prepare(place)
             self.proxy.requests = []
             self.proxy.faults = rules = [planned.made(keys) for planned in faults]
@@ -104,8 +108,8 @@ class Bench:
             shutil.rmtree(home)
 
     @contextmanager
-    def _client(self, home: Path) -> Iterator[Keys]:
-        """An environment whose S3 is the proxy, with credentials in a file, and a client that soon gives up."""
+    def _client(self, home: Path, limits: Mapping[str, Any]) -> Iterator[Keys]:
+        """An environment whose S3 is the proxy, with credentials in a file, and a client that gives up after a time."""
         credentials = home / "credentials"
 
         def write(identity: str) -> str:
@@ -128,7 +132,7 @@ class Bench:
         }
         if self.proxy.handshakes:
             environment["AWS_CA_BUNDLE"] = str(self.proxy.handshakes.trusted)
-        options = {"config_kwargs": _LIMITS, "use_listings_cache": False, "default_block_size": PART}
+        options = {"config_kwargs": dict(limits), "use_listings_cache": False, "default_block_size": PART}
         first, second = self.identities
         with (
             patch.dict(os.environ, environment, clear=True),
