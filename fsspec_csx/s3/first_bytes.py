@@ -140,9 +140,5 @@ class HeadFile(FirstBytes):
         """Free the memory, and remove an incomplete file."""
         super().forget()
         self._buffer, self._descriptor = memoryview(b""), None
-        with contextlib.suppress(_ForgottenError), self._stack:
-            raise _ForgottenError
-
-
-class _ForgottenError(Exception):
-    """Makes ``atomic_local_write`` discard its file."""
+        error = RuntimeError("forgotten")
+        self._stack.__exit__(type(error), error, None)  # ``atomic_local_write`` discards its file
