@@ -125,7 +125,9 @@ async def _of_bucket(
             await run_in_chunks([alone(each) for each in rest], batch_size=most)
         else:
             signer = lambda: fs.transfer.signer  # noqa: E731
-            await SignedRequests(learned.transfer, learned.template, rest, finished, again, most, signer).run()
+            await SignedRequests(
+                learned.transfer, learned.template, rest, finished, again, most, signer, shared=True
+            ).run()
 
     async def again(request: R) -> None:
         with using(first=request.first):

@@ -119,6 +119,11 @@ def socket_read(link: Any) -> Callable[[int, memoryview], int]:
     return lambda most, memory: link.recv_into(memory, most)
 
 
+def socket_write(link: Any) -> Callable[[memoryview], int]:
+    """Return a function that sends the first bytes of a buffer to a socket, and returns their number."""
+    return tls_write(link) if KNOWS_TLS and isinstance(link, SSLSocket) else link.send
+
+
 def tls_write(link: SSLSocket) -> Callable[[memoryview], int]:
     """Return a function that sends the first bytes of a buffer in TLS records, and returns their number."""
     return link._sslobj.write if link._sslobj else link.send  # type: ignore[attr-defined]
@@ -148,8 +153,13 @@ def connected_socket(pool: Any, connection: Any) -> Any:
         connection.timeout = pool.timeout.connect_timeout
         connection.connect()
         link = connection.sock
-        link.settimeout(pool.timeout.read_timeout)
+        set_read_timeout(pool, link)
     return link
+
+
+def set_read_timeout(pool: Any, link: Any) -> None:
+    """Let a socket block, with the timeout of its pool."""
+    link.settimeout(pool.timeout.read_timeout)
 
 
 def use_pools(session: Any, **pools: type[Any]) -> None:

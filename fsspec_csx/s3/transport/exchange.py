@@ -22,6 +22,7 @@ from fsspec_csx.s3.transport.failures import UnusualResponseError
 from fsspec_csx.s3.transport.link import Link
 from fsspec_csx.s3.transport.request_body import LARGEST_PIECE, PIECE, RequestBody
 from fsspec_csx.s3.transport.signature import SignedRequest
+from fsspec_csx.s3.transport.socket_loop import Steps, run_alone
 from fsspec_csx.s3.transport.sockets import (
     PlainPool,
     abort_connection,
@@ -49,6 +50,7 @@ class Exchange:
         former: of the client that this one replaces; its connections are reused if the settings are equal.
 
     Attributes:
+        limit: seconds to wait for a connection, or None.
         unusual: how many responses S3 would not usually give; after some, ``link`` returns None.
     """
 
@@ -57,7 +59,7 @@ class Exchange:
     ) -> None:
         config, url = client.meta.config, client.meta.endpoint_url
         self._plain = url.startswith("http:")
-        self._limit = config.read_timeout
+        self.limit = config.read_timeout
         self._slots = slots
         self.unusual = 0
         self._latest: tuple[str, Any] = "", None  # the beginning of the last URL, and its pool
@@ -101,8 +103,8 @@ class Exchange:
                 wanted.interrupt = None
         return AioAWSResponse(request.url, answer.status_code, headers, _Body(body))
 
-    def link(self, url: str) -> Link | None:
-        """Return a connection on which a thread makes its requests; None if it must use ``get`` and ``put``."""
+    def link(self, url: str, *, shares_thread: bool = False) -> Link | None:
+        """Return a connection for requests from templates; None if they must use ``get`` and ``put``."""
         if self.unusual >= _UNUSUAL:
             return None
         (origin, pool), place = self._latest, "/".join(url.split("/", 3)[:3])
@@ -110,30 +112,25 @@ class Exchange:
             pool = compat.pool_to(self.session, url)
             self._latest = place, pool
         try:
-            return None if pool is None else Link(pool, self._slots)
+            return None if pool is None else Link(pool, self._slots, shares_thread=shares_thread)
         except ClosedPoolError:  # urllib3 keeps the pools of few hosts, and has closed this one
             self._latest = "", None
             return None
 
-    def put_signed(self, request: SignedRequest, body: RequestBody, link: Link | None = None) -> AioAWSResponse:
-        """Make a request with a body that a template has signed.
-
-        Args:
-            link: the connection to use; by default any.
-        """
-        if link is not None:
-            return self._put_by(link, request, body)
+    def put_signed(self, request: SignedRequest, body: RequestBody) -> AioAWSResponse:
+        """Make a request with a body that a template has signed, on any connection."""
         link = self.link(request.url)
         if link is None:
             return self.put(request, body)
         try:
-            return self._put_by(link, request, body)
+            return run_alone(self.putting(link, request, body))
         finally:
             link.give_back()
 
-    def _put_by(self, link: Link, request: SignedRequest, body: RequestBody) -> AioAWSResponse:
+    def putting(self, link: Link, request: SignedRequest, body: RequestBody) -> Steps[AioAWSResponse]:
+        """Make a request with a body that a template has signed, on a connection."""
         try:
-            head, data = link.put(request, body)
+            head, data = yield from link.putting(request, body)
         except (OSError, HTTPError) as error:  # raise botocore's form of it
             self.unusual += isinstance(error, UnusualResponseError)
             if body.failure is not None:
@@ -178,7 +175,7 @@ class Exchange:
             return self.session.send(request)
         except ConnectionClosedError as error:
             # A timeout of the system looks like the end of the connection.
-            if not self._plain or self._limit is None or time.monotonic() - began < self._limit:
+            if not self._plain or self.limit is None or time.monotonic() - began < self.limit:
                 raise
             raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
 

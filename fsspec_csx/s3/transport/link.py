@@ -1,14 +1,17 @@
-"""Link: a connection on which one thread makes requests one after another, directly on the socket.
+"""Link: a connection on which requests are made one after another, directly on the socket.
 
 http.client and urllib3 take half a millisecond of processor time for a request, and wait for the GIL at eight system
-calls; a Link takes a tenth of that, and three. Responses that S3 does not usually give are left to urllib3.
+calls; a Link takes a tenth of that, and three. Responses that S3 does not usually give are left to urllib3. Requests
+are made in steps, so that one thread can make those of several connections.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import select
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +29,7 @@ from fsspec_csx.s3.transport.memory import populate
 from fsspec_csx.s3.transport.request_body import LARGEST_PIECE, PIECE, RequestBody
 from fsspec_csx.s3.transport.response_head import MOST_BYTES, ResponseHead, response_head
 from fsspec_csx.s3.transport.signature import SignedRequest
+from fsspec_csx.s3.transport.socket_loop import Ready, Steps
 from fsspec_csx.s3.transport.sockets import shut_down
 from fsspec_csx.s3.transport.tls import has_decrypted
 
@@ -35,6 +39,7 @@ _INTERIM = 8  # the most 1xx responses before the final one
 _END = b"\r\n\r\n"
 # The longest that a response without object data may take after its first byte, in seconds, however steadily it comes.
 _LONGEST = 60.0
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,5})[ \t]*(?:;[^\r\n]*)?\r\n")
 
 
@@ -62,13 +67,15 @@ class Link:
     Args:
         pool: makes connections.
         slots: records the bytes moved and the response times.
+        shares_thread: whether the socket does not block, as other connections use the same thread.
 
     Attributes:
         began: whether bytes of the last request may have been sent.
     """
 
-    def __init__(self, pool: Any, slots: RequestSlots) -> None:
+    def __init__(self, pool: Any, slots: RequestSlots, *, shares_thread: bool = False) -> None:
         self.began = False
+        self._shared = shares_thread
         self._until = 0.0
         self._pool, self._slots = pool, slots
         self._connection = compat.take_connection(pool)
@@ -80,9 +87,11 @@ class Link:
 
     def give_back(self) -> None:
         """Return the connection to the pool."""
+        if self._shared and (used := self._connection.sock) is not None:
+            compat.set_read_timeout(self._pool, used)
         compat.give_connection_back(self._pool, self._connection)
 
-    def get(self, request: SignedRequest, wanted: RangeRequest) -> ResponseHead:
+    def getting(self, request: SignedRequest, wanted: RangeRequest) -> Steps[ResponseHead]:
         """Request a range and fill its memory.
 
         Raises:
@@ -90,58 +99,60 @@ class Link:
         """
         wanted.moved = self._slots.moved
         try:
+            yield from self._connect()
             with self._connected() as wanted.interrupt:
                 if wanted.given_up:  # before wanted.interrupt was set
                     msg = "The request was given up."
                     raise OSError(msg)
                 began = time.monotonic()
-                self._socket.sendall(request.head())
-                head = self._head(began)
+                yield from self._send(request.head())
+                head = yield from self._head(began)
                 if head.status_code < 300:
                     if not head.headers.get("ETag"):
                         msg = "The response to a GET has no ETag: it is not an object's."
                         raise UnusualResponseError(msg)
                     wanted.expect(head.status_code, head.headers)
-                    self._fill(wanted)
+                    yield from self._fill(wanted)
                 if head.status_code >= 300 or wanted.cut_off or not head.reusable:
                     self._connection.close()
             return head
         finally:
             wanted.interrupt = None
 
-    def put(self, request: SignedRequest, body: RequestBody) -> tuple[ResponseHead, bytes]:
+    def putting(self, request: SignedRequest, body: RequestBody) -> Steps[tuple[ResponseHead, bytes]]:
         """Send a body, and return the head and the body of the response.
 
         Raises:
             UnusualResponseError: an OSError, if the response is not one that S3 usually gives.
         """
+        yield from self._connect()
         with self._connected():
             sent, cut = time.monotonic(), False
             try:
                 if len(body) <= _STEP:
-                    self._socket.sendall(b"".join((request.head(), *body.pieces(_STEP))))
+                    yield from self._send(b"".join((request.head(), *body.pieces(_STEP))))
                     self._slots.moved(len(body))
                 else:
-                    self._socket.sendall(request.head())
+                    yield from self._send(request.head())
                     for memory in body.pieces(PIECE, LARGEST_PIECE):
-                        sent = time.monotonic()  # before sendall, as the server may answer before it returns
-                        self._socket.sendall(memory)
+                        sent = time.monotonic()  # before it is sent, as the server may answer meanwhile
+                        yield from self._send(memory)
                         self._slots.moved(len(memory))
             except BrokenPipeError:  # the server may have answered before it received the whole body
                 cut = True
-            head = self._head(sent)
+            head = yield from self._head(sent)
             if cut and head.status_code < 300:
                 msg = "The connection ended before the whole body was sent."
                 raise ConnectionError(msg)
-            data = self._body(head)
+            data = (yield functools.partial(self._body, head)) if head.length != 0 else b""
             if cut or not head.reusable:
                 self._connection.close()
             return head, data
 
     def _body(self, head: ResponseHead) -> bytes:
         """Return the body of a response without object data."""
-        if head.length == 0:
-            return b""
+        if self._shared:
+            compat.set_read_timeout(self._pool, self._socket)
         source, left = io.BufferedReader(_Rest(self._early, self._receive)), head.length
 
         def read(most: int) -> bytes:
@@ -155,13 +166,13 @@ class Link:
         body = taken_from(read, head.status_code)
         if left:
             self._connection.close()
+        elif self._shared:
+            self._socket.settimeout(0)
         return body
 
     @contextmanager
     def _connected(self) -> Iterator[Interrupt]:
-        """Connect, for a block; an error in it closes the connection."""
-        self.began = False
-        self._connect()
+        """Use the connection in a block; an error in it closes the connection."""
         self.began = True
         interrupt = Interrupt(self._socket)
         try:
@@ -174,8 +185,9 @@ class Link:
         finally:
             interrupt.release()
 
-    def _connect(self) -> None:
+    def _connect(self) -> Steps[None]:
         """Connect, unless the connection can be used; not if data waits, which cannot answer the next request."""
+        self.began = False
         used = self._connection.sock
         if used is not None and used is self._socket and self._poll is not None:
             if not self._poll.poll(0) and not has_decrypted(used):
@@ -183,14 +195,41 @@ class Link:
             self._connection.close()
         elif is_connection_dropped(self._connection):
             self._connection.close()
+        if self._connection.sock is None:
+            yield self._open
+        else:
+            self._open()
+
+    def _open(self) -> None:
         try:
             self._socket = compat.connected_socket(self._pool, self._connection)
         except BaseException:
             self._connection.close()  # it may have a socket without TLS
             raise
+        if self._shared:
+            self._socket.settimeout(0)
         if hasattr(select, "poll"):  # kept, as urllib3 makes another for each look
             self._poll = select.poll()
             self._poll.register(self._socket, select.POLLIN)
+
+    def _send(self, data: bytes | memoryview) -> Steps[None]:
+        if not self._shared:
+            self._socket.sendall(data)
+            return
+        write, rest = compat.socket_write(self._socket), memoryview(data)
+        while rest:
+            try:
+                rest = rest[write(rest) :]
+            except _WOULD_BLOCK as error:
+                yield self._ready(error, select.POLLOUT)
+
+    def _ready(self, error: OSError, event: int) -> Ready:
+        """Return what to wait for; raise the error of a socket that blocks, as it is that of the time limit."""
+        if not self._shared:
+            raise error
+        if isinstance(error, ssl.SSLError):  # TLS may have to send to receive, and to receive to send
+            event = select.POLLIN if isinstance(error, ssl.SSLWantReadError) else select.POLLOUT
+        return Ready(self._socket, event)
 
     def _receive(self, memory: memoryview) -> int:
         """Receive some bytes of a head or of a body without object data."""
@@ -201,15 +240,21 @@ class Link:
         self._until = min(self._until, time.monotonic() + _LONGEST)
         return count
 
-    def _head(self, sent: float) -> ResponseHead:
+    def _head(self, sent: float) -> Steps[ResponseHead]:
         begin = filled = 0
+        if self._shared:
+            yield Ready(self._socket, select.POLLIN)
         for _ in range(_INTERIM):
             self._until = float("inf")
             while (end := self._store.find(_END, begin, filled)) < 0:
                 if filled == MOST_BYTES:
                     msg = f"The head of a response has more than {MOST_BYTES} bytes."
                     raise UnusualResponseError(msg)
-                count = self._receive(self._view[filled:])
+                try:
+                    count = self._receive(self._view[filled:])
+                except _WOULD_BLOCK as error:
+                    yield self._ready(error, select.POLLIN)
+                    continue
                 if not count:
                     msg = "The connection ended before the head of a response."
                     raise ConnectionError(msg)
@@ -228,14 +273,21 @@ class Link:
             raise UnusualResponseError(msg)
         return head
 
-    def _fill(self, wanted: RangeRequest) -> None:
+    def _fill(self, wanted: RangeRequest) -> Steps[None]:
         read = compat.socket_read(self._socket)
         while len(memory := wanted.next_buffer(_STEP)):
             populate(memory)
             filled = min(len(self._early), len(memory))
             memory[:filled], self._early = self._early[:filled], self._early[filled:]
             try:
-                while filled < len(memory) and (count := read(len(memory) - filled, memory[filled:])):
+                while filled < len(memory):
+                    try:
+                        count = read(len(memory) - filled, memory[filled:])
+                    except _WOULD_BLOCK as error:
+                        yield self._ready(error, select.POLLIN)
+                        continue
+                    if not count:
+                        break
                     filled += count
             finally:  # also count bytes received before an error
                 wanted.advance(filled)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,9 @@ from fsspec_csx.s3.transport.link import Link
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_template import PutTemplate, ReadTemplate, Template
 from fsspec_csx.s3.transport.signed_parts import FirstAttempt, stored
+from fsspec_csx.s3.transport.slow_connections import Attempt
+from fsspec_csx.s3.transport.socket_loop import Steps
+from fsspec_csx.s3.transport.sockets import reporting_connection
 
 if TYPE_CHECKING:
     from fsspec_csx.s3.transport.pool import Transfer
@@ -42,11 +47,20 @@ class SignedRead:
         """Prepare the request for botocore."""
         self.body.forget_failures()
 
-    def made(self, transfer: Transfer, template: ReadTemplate, link: Link | None) -> Any:
-        """Make the request in a thread, and return the response."""
+    def making(
+        self, transfer: Transfer, template: ReadTemplate, link: Link | None, attempt: Attempt | None
+    ) -> Steps[Any]:
+        """Make the request, and return the response."""
         request = template.request(self.key, self.body.header())
         logger.debug("Sending GetObject for %s, %s", request.url, self.body.header() or "all of it")
-        return (link or transfer.exchange).get(request, self.body)
+        if link is not None:
+            return (yield from link.getting(request, self.body))
+
+        def get() -> Any:
+            with contextlib.nullcontext() if attempt is None else reporting_connection(attempt.note):
+                return transfer.exchange.get(request, self.body)
+
+        return (yield get)
 
     def is_valid_response(self, answer: Any) -> bool:
         """Return whether a response is valid for this request."""
@@ -92,8 +106,8 @@ class SignedWrite:
         """Prepare the request for botocore, which opens another body."""
         self.body = None
 
-    def made(self, transfer: Transfer, template: PutTemplate, link: Link | None) -> Any:
-        """Make the request in a thread, and return the response."""
+    def making(self, transfer: Transfer, template: PutTemplate, link: Link | None, _: Attempt | None) -> Steps[Any]:
+        """Make the request, and return the response."""
         self.body = body = self._open_body()
         if body is None or self._given_up:
             msg = "The body cannot be sent from a template."
@@ -102,7 +116,10 @@ class SignedWrite:
         request = template.request(self.key, self._type, body)
         logger.debug("Sending PutObject for %s", request.url)
         try:
-            outcome: Any = transfer.exchange.put_signed(request, body, link)
+            if link is None:
+                outcome: Any = yield functools.partial(transfer.exchange.put_signed, request, body)
+            else:
+                outcome = yield from transfer.exchange.putting(link, request, body)
         except Exception as error:
             self.first = FirstAttempt(transfer, error)
             raise

@@ -1,4 +1,4 @@
-"""SignedRequests: threads make many requests that are signed from one template, each taking the next from a queue.
+"""SignedRequests: makes many requests that are signed from one template; each connection takes the next of a queue.
 
 Requests that do not succeed at once are left to botocore, which retries them or raises their errors.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import random
+import select
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -22,7 +24,8 @@ from fsspec_csx.s3.transport.failures import UnusualResponseError
 from fsspec_csx.s3.transport.learned_template import FAILURES
 from fsspec_csx.s3.transport.link import Link
 from fsspec_csx.s3.transport.queued_requests import SignedRead, SignedWrite
-from fsspec_csx.s3.transport.slow_connections import SlowConnections
+from fsspec_csx.s3.transport.slow_connections import Attempt, SlowConnections
+from fsspec_csx.s3.transport.socket_loop import SocketLoop, Steps, run_alone
 
 if TYPE_CHECKING:
     from fsspec_csx.s3.transport.pool import Transfer
@@ -32,6 +35,7 @@ logger = logging.getLogger("fsspec_csx")
 
 # A thread ends its turn after this time if other requests wait.
 _TURN_SECONDS = 0.2
+_THREADS = 4  # the most threads that share the connections
 _TICK_SECONDS = 0.02  # how often finished requests are reported: waking the event loop for each would be slow
 _RENEWAL_SECONDS = 5.0  # how often to check for new credentials
 _REFUSED = (400, 401, 403)
@@ -66,7 +70,7 @@ class _Turn:
 
 
 class SignedRequests(Generic[R]):
-    """Makes requests in threads.
+    """Makes requests in threads: one for each connection, or few for all.
 
     Args:
         transfer: its threads and connections are used.
@@ -76,6 +80,7 @@ class SignedRequests(Generic[R]):
         failed: makes a failed request in another way.
         most: how many at a time; no limit if negative, as in fsspec.
         signer: returns the signer of the present client, whose credentials may be newer than those of ``transfer``.
+        shared: whether few threads make all requests, which is faster if they are for small objects.
     """
 
     def __init__(
@@ -87,6 +92,8 @@ class SignedRequests(Generic[R]):
         failed: Callable[[R], Awaitable[object]],
         most: int | None = None,
         signer: Callable[[], Signer] | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
         self._transfer, self._template = transfer, template
         self._signer = signer or (lambda: transfer.signer)
@@ -97,6 +104,8 @@ class SignedRequests(Generic[R]):
         self._ended: deque[R] = deque()
         self._most = min(self._left, transfer.in_flight, most if most and most > 0 else transfer.in_flight)
         self._takers = 0
+        number = min(_THREADS, os.cpu_count() or 1) if shared and hasattr(select, "poll") else 0
+        self._loops = [SocketLoop(transfer.in_thread, transfer.exchange.limit) for _ in range(number)]
         self._tasks: list[asyncio.Future[None]] = []
         self._slow = SlowConnections(lambda: bool(self._queue))
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -127,18 +136,18 @@ class SignedRequests(Generic[R]):
     def _start_takers(self) -> None:
         """Start as many tasks as may have requests in flight; a thread ends its turn early if more wait."""
         while self._takers < min(self._most, self._transfer.slots.limit):
+            self._start(self._take_turns(self._takers))
             self._takers += 1
-            self._start(self._take_turns())
 
     def _fail(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled() and not self._done.done() and (error := task.exception()) is not None:
             self._done.set_exception(error)
 
-    async def _take_turns(self) -> None:
+    async def _take_turns(self, number: int) -> None:
         while self._queue:
             async with self._transfer.turn():
                 turn = _Turn()
-                begin = functools.partial(self._transfer.in_thread, self._work, turn)
+                begin = functools.partial(self._begin, number, turn)
                 failed, seconds = await asyncio.wrap_future(self._scope.begin(turn, begin))
             self._report_ended()
             if failed is not None:
@@ -150,6 +159,12 @@ class SignedRequests(Generic[R]):
                 await self._failed(failed)
                 self._close()
                 await self._forgive()
+
+    def _begin(self, number: int, turn: _Turn) -> Future[tuple[R | None, float]]:
+        steps = self._work(turn)
+        if self._loops:
+            return self._loops[number % len(self._loops)].run(steps)
+        return self._transfer.in_thread(run_alone, steps)
 
     async def _forgive(self) -> None:
         """After botocore has repeated a refused request: use the credentials that it may have renewed."""
@@ -177,17 +192,19 @@ class SignedRequests(Generic[R]):
         if not self._left and not self._done.done():
             self._done.set_result(None)
 
-    def _work(self, turn: _Turn) -> tuple[R | None, float]:
-        """Make requests in a thread until one fails; return that one, and how long to wait before repeating it."""
+    def _work(self, turn: _Turn) -> Steps[tuple[R | None, float]]:
+        """Make requests on a connection until one fails; return it, and how long to wait before repeating it."""
         slots, began = self._transfer.slots, time.monotonic()
-        link = self._transfer.exchange.link(self._template.url)
+        link = self._transfer.exchange.link(self._template.url, shares_thread=bool(self._loops))
         try:
             while not turn.given_up and not self._scope.closed:
                 try:
                     request = self._queue.popleft()
                 except IndexError:
                     break
-                wait = 0.0 if self._refused or self._invalid_responses >= FAILURES else self._try(turn, request, link)
+                if self._refused or self._invalid_responses >= FAILURES:
+                    return request, 0.0
+                wait = yield from self._try(turn, request, link)
                 if wait is not None:
                     return request, wait
                 self._ended.append(request)
@@ -198,7 +215,7 @@ class SignedRequests(Generic[R]):
                 link.give_back()
         return None, 0.0
 
-    def _try(self, turn: _Turn, request: R, link: Link | None) -> float | None:
+    def _try(self, turn: _Turn, request: R, link: Link | None) -> Steps[float | None]:
         """Make a request; return None if it succeeded, or how long to wait before repeating it."""
         turn.request = request
         try:
@@ -206,7 +223,7 @@ class SignedRequests(Generic[R]):
                 watch = self._slow.watched(request.body) if isinstance(request, SignedRead) else nullcontext()
                 with watch as attempt:
                     try:
-                        return self._attempt(turn, request, link)
+                        return (yield from self._attempt(turn, request, link, attempt))
                     except UnusualResponseError:
                         self._transfer.exchange.unusual += 1
                         return 0.0
@@ -217,8 +234,8 @@ class SignedRequests(Generic[R]):
         finally:
             turn.request, turn.accepting = None, False
 
-    def _attempt(self, turn: _Turn, request: R, link: Link | None) -> float | None:
-        answer = request.made(self._transfer, self._template, link)
+    def _attempt(self, turn: _Turn, request: R, link: Link | None, attempt: Attempt | None) -> Steps[float | None]:
+        answer = yield from request.making(self._transfer, self._template, link, attempt)
         if answer.status_code in _BUSY and request.repeatable:
             after = answer.headers.get("Retry-After", "")
             return min(float(after), _LONGEST_WAIT) if after.isdecimal() else _waits.uniform(*_WAIT)

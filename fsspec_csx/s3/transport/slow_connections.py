@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from fsspec_csx.s3.transport.byte_range import RangeRequest
-from fsspec_csx.s3.transport.sockets import reporting_connection, shut_down
+from fsspec_csx.s3.transport.sockets import shut_down
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -27,7 +27,9 @@ _LEAST_SECONDS = 0.5
 _MOST = 4  # the most connections of one transfer to replace
 
 
-class _Attempt:
+class Attempt:
+    """A request for a range, on one connection."""
+
     def __init__(self, wanted: RangeRequest) -> None:
         self.began = time.monotonic()
         self.wanted = wanted
@@ -69,18 +71,17 @@ class SlowConnections:
 
     def __init__(self, waiting: Callable[[], bool]) -> None:
         self._waiting = waiting
-        self._running: set[_Attempt] = set()
+        self._running: set[Attempt] = set()
         self._taken: list[tuple[float, int]] = []  # seconds and bytes of the finished requests
         self._left = _MOST
 
     @contextmanager
-    def watched(self, wanted: RangeRequest) -> Iterator[_Attempt]:
-        """Watch the request that is made within the block, in a thread."""
-        attempt = _Attempt(wanted)
+    def watched(self, wanted: RangeRequest) -> Iterator[Attempt]:
+        """Watch the request that is made within the block."""
+        attempt = Attempt(wanted)
         self._running.add(attempt)
         try:
-            with reporting_connection(attempt.note):
-                yield attempt
+            yield attempt
             if wanted.complete:
                 self._taken.append((time.monotonic() - attempt.began, attempt.length))
         finally:
@@ -98,7 +99,7 @@ class SlowConnections:
                 usual = max(seconds * max(1.0, attempt.length / max(length, 1)), _LEAST_SECONDS / _TIMES)
                 self._end_if_slow(attempt, usual)
 
-    def _end_if_slow(self, attempt: _Attempt, usual: float) -> None:
+    def _end_if_slow(self, attempt: Attempt, usual: float) -> None:
         taken = time.monotonic() - attempt.began
         slow = taken > _TIMES * usual and attempt.seconds_left(taken) > usual
         if slow and self._left and not attempt.ended and attempt.end():

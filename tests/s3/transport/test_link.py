@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from handshakes import Handshakes
@@ -23,6 +26,7 @@ from fsspec_csx.s3.transport.link import Link
 from fsspec_csx.s3.transport.request_body import MemoryBody
 from fsspec_csx.s3.transport.response_head import MOST_BYTES
 from fsspec_csx.s3.transport.signature import SignedRequest
+from fsspec_csx.s3.transport.socket_loop import SocketLoop, Steps, run_alone
 from fsspec_csx.s3.transport.sockets import PlainPool, socket_options
 from fsspec_csx.s3.transport.tls import TLSPool
 
@@ -31,6 +35,22 @@ GOOD = HEAD + b"hello"
 NO_ETAG = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 REFUSAL = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 5\r\n\r\nnever"
 INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+SHARED = False
+T = TypeVar("T")
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["alone", "shared"])
+def shared(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the connection shares its thread with others."""
+    monkeypatch.setattr(sys.modules[__name__], "SHARED", request.param)
+
+
+def run(steps: Steps[T], limit: float = 60.0) -> T:
+    """Run the steps of a request, with a time limit in seconds for each wait."""
+    if not SHARED:
+        return run_alone(steps)
+    with ThreadPoolExecutor(2) as pool:
+        return SocketLoop(pool.submit, limit).run(steps).result()
 
 
 class Server:
@@ -98,7 +118,7 @@ def linked(*answers: Sequence[bytes], early: bool = False, limit: float = 60.0) 
     server = Server(answers, early=early)
     timeout = Timeout(connect=60, read=None)
     pool = PlainPool("127.0.0.1", server.port, timeout=timeout, socket_options=socket_options(limit))
-    link = Link(pool, RequestSlots())
+    link = Link(pool, RequestSlots(), shares_thread=SHARED)
     try:
         yield link, server
     finally:
@@ -112,11 +132,11 @@ def request(method: str = "GET") -> SignedRequest:
     return SignedRequest(method, "http://host/key", "/key", "host", {"x": "é".encode()})
 
 
-def fetched(link: Link, size: int = 5) -> bytes:
+def fetched(link: Link, size: int = 5, limit: float = 60.0) -> bytes:
     """What a GET brings."""
     wanted, memory = RangeRequest(0), bytearray(size)
     wanted.add(0, 0, memoryview(memory))
-    status = link.get(request(), wanted).status_code
+    status = run(link.getting(request(), wanted), limit).status_code
     assert wanted.interrupt is None
     return bytes(memory) if wanted.complete else b"%d" % status
 
@@ -174,12 +194,12 @@ def test_what_follows_an_answer_by_tls(tmp_path: Path, by_pool: bool) -> None:
     answer = HEAD.replace(b"5", b"%d" % size) + bytes(size) + HEAD + b"other"
     server = Server([[answer], [GOOD], [GOOD]], handshakes=handshakes)
     pool = TLSPool("127.0.0.1", server.port, cert_reqs="CERT_REQUIRED", ca_certs=str(handshakes.trusted), timeout=60)
-    came, link = [], Link(pool, RequestSlots())
+    came, link = [], Link(pool, RequestSlots(), shares_thread=SHARED)
     for length in (size, 5, 5):
         came.append(fetched(link, length))
         if by_pool:
             link.give_back()
-            link = Link(pool, RequestSlots())
+            link = Link(pool, RequestSlots(), shares_thread=SHARED)
     link.give_back()
     pool.close()
     server.close()
@@ -193,20 +213,20 @@ def test_refusals_in_chunks() -> None:
     body = MemoryBody([memoryview(b"data")])
     good = [head + b"5;x=y\r\n<Err", b"o\r\n2 \r\nr>\r\n0\r\n\r\n"]
     with linked(good, good, [head + b"0\r\n\r\n"], [GOOD]) as (link, server):
-        answer, data = link.put(request("PUT"), body)
+        answer, data = run(link.putting(request("PUT"), body))
         assert (answer.status_code, data) == (503, b"<Error>")
         assert fetched(link) == b"503"
-        assert link.put(request("PUT"), body)[1] == b""
+        assert run(link.putting(request("PUT"), body))[1] == b""
         assert fetched(link) == b"hello"
         assert server.connections == 4
     for odd in (b"x\r\n", b"-5\r\nhello\r\n", b"ffffff\r\n", b"\r\n"):
         with linked([head + odd]) as (link, _), pytest.raises(UnusualResponseError):
-            link.put(request("PUT"), body)
+            run(link.putting(request("PUT"), body))
     with linked([head + b"5\r\nhe", b""]) as (link, _), pytest.raises(OSError, match="ended"):
-        link.put(request("PUT"), body)
+        run(link.putting(request("PUT"), body))
     entities = head + b"9\r\n<!DOCTYPE\r\n0\r\n\r\n"
     with linked([entities], [REFUSAL.replace(b"5", b"9").replace(b"never", b"<!DOCTYPE")]) as (link, _):
-        assert [link.put(request("PUT"), body)[1] for _ in range(2)] == [b"", b""]
+        assert [run(link.putting(request("PUT"), body))[1] for _ in range(2)] == [b"", b""]
 
 
 def test_the_rest_without_the_size() -> None:
@@ -218,8 +238,8 @@ def test_the_rest_without_the_size() -> None:
     wanted = FirstBytes("object")
     with linked([first, b""], [rest + b"x" * (most - 1000)]) as (link, _):
         with pytest.raises(OSError, match="ended"):
-            link.get(request(), wanted)
-        link.get(request(), wanted)
+            run(link.getting(request(), wanted))
+        run(link.getting(request(), wanted))
         assert (wanted.complete, wanted.cut_off, wanted.total) == (True, True, size)
 
 
@@ -228,21 +248,21 @@ def test_endless_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fsspec_csx.s3.transport.link._LONGEST", -1.0)
     for begun in (b"HTTP/1.1 2", REFUSAL[:-2]):
         with linked([begun]) as (link, _), pytest.raises(TimeoutError, match="not ended"):
-            link.put(request("PUT"), MemoryBody([memoryview(b"data")]))
+            run(link.putting(request("PUT"), MemoryBody([memoryview(b"data")])))
 
 
 def test_success_without_the_body() -> None:
     """A server that has not taken the whole body has not stored it, whatever it says."""
     body = MemoryBody([memoryview(bytes(2**26))])
     with linked([GOOD], early=True) as (link, _), pytest.raises(OSError, match=r"ended|reset"):
-        link.put(request("PUT"), body)
+        run(link.putting(request("PUT"), body))
 
 
 def test_no_request_without_tls() -> None:
     """Where TLS could not begin, no request goes over the connection that was made for it."""
     server = Server([[GOOD]])
     pool = TLSPool("127.0.0.1", server.port, timeout=60, cert_reqs="CERT_REQUIRED", ca_certs="/no/such/file")
-    link = Link(pool, RequestSlots())
+    link = Link(pool, RequestSlots(), shares_thread=SHARED)
     try:
         for _ in range(2):
             with pytest.raises(HTTPError, match="No such file"):
@@ -261,7 +281,7 @@ def test_not_begun() -> None:
         link._connection.close()
         link._connection.port = 1
         with pytest.raises(HTTPError):
-            link.put(request("PUT"), MemoryBody([]))
+            run(link.putting(request("PUT"), MemoryBody([])))
         assert not link.began
         link._connection.port = server.port
 
@@ -271,9 +291,9 @@ def test_other_lengths_and_silence() -> None:
     for answer in ([HEAD + b"hel"], [HEAD.replace(b"5", b"6") + b"hello!"], [b"HTTP/1.1 2"], []):
         with (
             linked(*([answer] if answer else []), limit=0.5) as (link, _),
-            pytest.raises(OSError, match=r"ended|came|temporarily|reset") as caught,
+            pytest.raises(OSError, match=r"ended|came|temporarily|reset|stalled") as caught,
         ):
-            fetched(link)
+            fetched(link, limit=0.5)
         assert not isinstance(caught.value, UnusualResponseError)
 
 
@@ -283,7 +303,7 @@ def test_given_up() -> None:
     wanted.add(0, 0, memoryview(memory))
     wanted.give_up()
     with linked() as (link, _), pytest.raises(OSError, match="given up"):
-        link.get(request(), wanted)
+        run(link.getting(request(), wanted))
 
 
 def test_early_answer() -> None:
@@ -291,7 +311,7 @@ def test_early_answer() -> None:
     for size in (2**20, 2**22):  # sent with the head of its request, and in pieces
         body = MemoryBody([memoryview(bytes(size))])
         with linked([REFUSAL], early=True) as (link, _), contextlib.suppress(OSError):
-            head, refusal = link.put(request("PUT"), body)
+            head, refusal = run(link.putting(request("PUT"), body))
             assert (head.status_code, len(refusal)) == (403, head.length)
 
 

@@ -1,0 +1,145 @@
+"""Many requests in few threads: a connection that is slow, stalls or ends harms no request but its own."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from handshakes import Handshakes
+from proxy import Fault, FaultProxy, error_answer, fault_proxy, through
+
+from fsspec_csx.s3.transport.socket_loop import Ready, SocketLoop, Steps
+from fsspec_csx.testing import LocalS3
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Threads."""
+    with ThreadPoolExecutor(4) as threads:
+        yield threads
+
+
+@pytest.fixture(params=["http", "https"])
+def proxy(
+    request: pytest.FixtureRequest, server: LocalS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FaultProxy]:
+    """A proxy before the server, with and without TLS."""
+    handshakes = Handshakes(tmp_path) if request.param == "https" else None
+    if handshakes:
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(handshakes.trusted))
+    with fault_proxy(server.endpoint_url, handshakes) as running:
+        yield running
+
+
+def received(link: socket.socket) -> Steps[bytes]:
+    """Steps that receive some bytes."""
+    link.settimeout(0)
+    while True:
+        yield Ready(link, select.POLLIN)
+        try:
+            return link.recv(100)
+        except BlockingIOError:
+            continue
+
+
+def test_waits(pool: ThreadPoolExecutor) -> None:
+    """One thread waits for several sockets and calls; the thread and its descriptors end with the last of them."""
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    loop, released = SocketLoop(pool.submit, None), threading.Event()
+    for _ in range(3):
+        released.clear()
+        pairs = [socket.socketpair() for _ in range(5)]
+
+        def called() -> Steps[object]:
+            return (yield lambda: released.wait(60))
+
+        waiting = loop.run(called())
+        futures = [loop.run(received(here)) for here, _ in pairs]
+        for number, (_, there) in reversed(list(enumerate(pairs))):
+            there.sendall(b"%d" % number)
+            assert futures[number].result(60) == b"%d" % number
+        assert not waiting.done()
+        released.set()
+        assert waiting.result(60) is True
+        for each in sum(pairs, ()):
+            each.close()
+    pool.shutdown()
+    assert not before or len(os.listdir("/proc/self/fd")) == before
+
+
+def test_errors(pool: ThreadPoolExecutor) -> None:
+    """A socket that stalls, a call that fails and steps that fail are errors of their own steps alone."""
+    loop = SocketLoop(pool.submit, 0.4)
+    (here, there), (silent, other) = socket.socketpair(), socket.socketpair()
+
+    def failing() -> Steps[None]:
+        with pytest.raises(ZeroDivisionError):
+            yield lambda: 1 / 0
+        raise KeyError
+
+    with here, there, silent, other:
+        stalled, failed, answered = loop.run(received(silent)), loop.run(failing()), loop.run(received(here))
+        there.sendall(b"a")
+        assert answered.result(60) == b"a"
+        assert isinstance(failed.exception(60), KeyError)
+        assert isinstance(stalled.exception(60), TimeoutError)
+
+
+def test_descriptors_that_are_used_again(pool: ThreadPoolExecutor) -> None:
+    """Steps that replace their socket wait for the new one, although it may have the descriptor of another's."""
+    loop, pairs = SocketLoop(pool.submit, None), [socket.socketpair() for _ in range(2)]
+    fresh: list[tuple[socket.socket, socket.socket]] = []
+
+    def replacing(link: socket.socket) -> Steps[bytes]:
+        yield from received(link)
+        link.close()
+        yield lambda: fresh.append(socket.socketpair())
+        here, there = fresh[-1]
+        there.sendall(b"new")
+        return (yield from received(here))
+
+    futures = [loop.run(replacing(here)) for here, _ in pairs]
+    for _, there in pairs:
+        there.sendall(b"old")
+    assert [each.result(60) for each in futures] == [b"new"] * 2
+    for each in sum(fresh + pairs, ()):
+        each.close()
+
+
+@pytest.mark.slow
+def test_faults(server: LocalS3, bucket: str, proxy: FaultProxy, tmp_path: Path) -> None:
+    """Objects come and go whole, whatever happens to single connections."""
+    objects = {
+        f"{bucket}/{number}": os.urandom(3 * 2**20 if number % 20 == 7 else 100 + number) for number in range(60)
+    }
+
+    def of(*numbers: int) -> object:
+        return lambda made: made.path.rpartition("/")[2] in map(str, numbers)
+
+    def faults(method: str) -> list[Fault]:
+        return [
+            Fault(method, times=2, when=of(11, 12), closes=True),
+            Fault(method, times=1, when=of(13), cut_down=0),
+            Fault(method, times=1, when=of(15), answer=error_answer(503, "SlowDown")),
+            Fault(method, times=1, when=of(16), answer=error_answer(500, "InternalError")),
+            Fault(method, times=1, when=of(17), stall_up=0 if method == "PUT" else None, stall_down=10),
+            Fault(method, times=1, when=of(27), rate=10 * 2**20),
+            Fault(method, times=1, when=of(18), resets=1),
+        ]
+
+    fs = through(proxy, server, config_kwargs={"read_timeout": 2})
+    proxy.faults = faults("PUT")
+    fs.pipe(objects)
+    assert all(each.done for each in proxy.faults)
+    proxy.faults = faults("GET")
+    fs.get(list(objects), [str(tmp_path / name.rpartition("/")[2]) for name in objects])
+    assert all((tmp_path / name.rpartition("/")[2]).read_bytes() == data for name, data in objects.items())
+    assert all(each.done for each in proxy.faults)
+    proxy.faults = []
+    assert fs.cat(list(objects)) == objects
