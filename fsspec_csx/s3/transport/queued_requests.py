@@ -106,13 +106,22 @@ class SignedWrite:
         """Prepare the request for botocore, which opens another body."""
         self.body = None
 
-    def making(self, transfer: Transfer, template: PutTemplate, link: Link | None, _: Attempt | None) -> Steps[Any]:
-        """Make the request, and return the response."""
+    def prepare(self) -> None:
+        """Open the body, in a thread.
+
+        Raises:
+            OSError: if botocore has to send the object.
+        """
         self.body = body = self._open_body()
         if body is None or self._given_up:
             msg = "The body cannot be sent from a template."
             raise OSError(msg)
         body.prepare()
+
+    def making(self, transfer: Transfer, template: PutTemplate, link: Link | None, _: Attempt | None) -> Steps[Any]:
+        """Make the request, and return the response."""
+        body = self.body
+        assert body is not None
         request = template.request(self.key, self._type, body)
         logger.debug("Sending PutObject for %s", request.url)
         try:

@@ -25,7 +25,7 @@ from fsspec_csx.s3.transport.learned_template import FAILURES
 from fsspec_csx.s3.transport.link import Link
 from fsspec_csx.s3.transport.queued_requests import SignedRead, SignedWrite
 from fsspec_csx.s3.transport.slow_connections import Attempt, SlowConnections
-from fsspec_csx.s3.transport.socket_loop import SocketLoop, Steps, run_alone
+from fsspec_csx.s3.transport.socket_loop import LocalCalls, SocketLoop, Steps, run_alone
 
 if TYPE_CHECKING:
     from fsspec_csx.s3.transport.pool import Transfer
@@ -106,6 +106,7 @@ class SignedRequests(Generic[R]):
         self._takers = 0
         number = min(_THREADS, os.cpu_count() or 1) if shared and hasattr(select, "poll") else 0
         self._loops = [SocketLoop(transfer.in_thread, transfer.exchange.limit) for _ in range(number)]
+        self._local = LocalCalls()
         self._tasks: list[asyncio.Future[None]] = []
         self._slow = SlowConnections(lambda: bool(self._queue))
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -235,6 +236,8 @@ class SignedRequests(Generic[R]):
             turn.request, turn.accepting = None, False
 
     def _attempt(self, turn: _Turn, request: R, link: Link | None, attempt: Attempt | None) -> Steps[float | None]:
+        if isinstance(request, SignedWrite):
+            yield from self._local.made(request.prepare)
         answer = yield from request.making(self._transfer, self._template, link, attempt)
         if answer.status_code in _BUSY and request.repeatable:
             after = answer.headers.get("Retry-After", "")
@@ -246,7 +249,7 @@ class SignedRequests(Generic[R]):
             self._invalid_responses += 1
             return 0.0
         self._invalid_responses, turn.accepting = 0, True
-        return None if not turn.given_up and request.accept() else 0.0
+        return None if not turn.given_up and (yield from self._local.made(request.accept)) else 0.0
 
 
 async def _ended(tasks: Iterable[asyncio.Future[None]]) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
+_LONG_SECONDS, _RECENT = 0.004, 8  # local calls that take longer on average, and the calls that count for it
 _TICK_SECONDS = 0.5  # the longest between two checks of the time limits
 
 
@@ -50,6 +51,27 @@ def _called(steps: Steps[Any], function: Callable[[], Any]) -> _Continuation:
         return functools.partial(steps.send, function())
     except BaseException as error:
         return functools.partial(steps.throw, error)
+
+
+class LocalCalls:
+    """Calls that use local files: in other threads if they take long, as on a network file system."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0  # of recent calls, on average
+
+    def made(self, function: Callable[[], T]) -> Steps[T]:
+        """Call a function, and return its result."""
+
+        def timed() -> T:
+            began = time.monotonic()
+            try:
+                return function()
+            finally:
+                self._seconds += (time.monotonic() - began - self._seconds) / _RECENT
+
+        if self._seconds > _LONG_SECONDS:
+            return (yield timed)  # type: ignore[no-any-return]
+        return timed()
 
 
 class _Lane(Generic[T]):

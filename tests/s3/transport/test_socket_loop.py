@@ -8,12 +8,16 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from handshakes import Handshakes
 from proxy import Fault, FaultProxy, error_answer, fault_proxy, through
 
+from fsspec_csx.s3 import many_objects
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport.socket_loop import Ready, SocketLoop, Steps
 from fsspec_csx.testing import LocalS3
 
@@ -110,6 +114,60 @@ def test_descriptors_that_are_used_again(pool: ThreadPoolExecutor) -> None:
     assert [each.result(60) for each in futures] == [b"new"] * 2
     for each in sum(fresh + pairs, ()):
         each.close()
+
+
+@pytest.mark.parametrize("method", ["put", "get"])
+def test_slow_local_files(
+    fs: CSXFileSystem, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Local files that take long to open or replace do not wait for each other."""
+    objects = {f"{bucket}/{number}": b"%d" % number for number in range(30)}
+    paths = [str(tmp_path / name.rpartition("/")[2]) for name in objects]
+    name, owner = ("file_body", many_objects) if method == "put" else ("replace", os)
+    function, calls = getattr(owner, name), Calls()
+
+    def slow(*args: Any) -> Any:
+        with calls.together(5):
+            return function(*args)
+
+    if method == "put":
+        for path, data in zip(paths, objects.values(), strict=True):
+            Path(path).write_bytes(data)
+    else:
+        fs.pipe(objects)
+    monkeypatch.setattr(owner, name, slow)
+    getattr(fs, method)(*((paths, list(objects)) if method == "put" else (list(objects), paths)))
+    monkeypatch.undo()
+    assert calls.most >= 5
+    assert fs.cat(list(objects)) == objects
+    assert [Path(path).read_bytes() for path in paths] == list(objects.values())
+
+
+class Calls:
+    """Calls of a function, each of which takes some time; later ones wait until enough are made at the same time.
+
+    Attributes:
+        most: how many were made at a time.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._begun = self._running = self.most = 0
+
+    @contextmanager
+    def together(self, number: int) -> Iterator[None]:
+        """A call."""
+        with self._condition:
+            self._begun += 1
+            self._running += 1
+            self.most = max(self.most, self._running)
+            self._condition.notify_all()
+            self._condition.wait_for(lambda: self.most >= number, 0.05 if self._begun < 10 else 60)
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._running -= 1
 
 
 @pytest.mark.slow
