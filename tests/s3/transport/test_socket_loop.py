@@ -55,7 +55,7 @@ def received(link: socket.socket) -> Steps[bytes]:
 def test_waits(pool: ThreadPoolExecutor) -> None:
     """One thread waits for several sockets and calls; the thread and its descriptors end with the last of them."""
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-    loop, released = SocketLoop(pool.submit, None), threading.Event()
+    loop, released = SocketLoop(pool.submit, 60), threading.Event()
     for _ in range(3):
         released.clear()
         pairs = [socket.socketpair() for _ in range(5)]
@@ -97,14 +97,14 @@ def test_errors(pool: ThreadPoolExecutor) -> None:
 
 def test_descriptors_that_are_used_again(pool: ThreadPoolExecutor) -> None:
     """Steps that replace their socket wait for the new one, although it may have the descriptor of another's."""
-    loop, pairs = SocketLoop(pool.submit, None), [socket.socketpair() for _ in range(2)]
+    loop, pairs = SocketLoop(pool.submit, 60), [socket.socketpair() for _ in range(2)]
     fresh: list[tuple[socket.socket, socket.socket]] = []
 
     def replacing(link: socket.socket) -> Steps[bytes]:
         yield from received(link)
         link.close()
-        yield lambda: fresh.append(socket.socketpair())
-        here, there = fresh[-1]
+        here, there = yield socket.socketpair
+        fresh.append((here, there))
         there.sendall(b"new")
         return (yield from received(here))
 
