@@ -41,20 +41,20 @@ def part_size(number: int, first: int = LEAST_PART) -> int:
     return min(first << doublings, LARGEST_PART)
 
 
-def first_part_size(expected: int, first: int, *, chosen: bool, far: bool = False) -> int:
+def first_part_size(expected: int, chosen: int | None, *, far: bool = False) -> int:
     """Return the bytes of the first part of an object of about ``expected`` bytes, so that all parts have one size.
 
     Args:
         expected: bytes of the object.
-        first: bytes of the first part of an object of unknown size.
-        chosen: whether the caller chose ``first``; then it is only raised where necessary.
+        chosen: bytes of the first part, if the caller chooses; they are only raised where necessary.
         far: whether the store answers slowly.
     """
-    if not chosen and expected <= _SMALL:
-        parts = max(expected // LEAST_PART, 1)
-        return max(-(-expected // parts), LEAST_PART)
-    least = -(-expected // FIRST_PARTS // _MIB) * _MIB
-    return min(max(first if chosen or expected < (_LARGE_FAR if far else _LARGE) else 2 * first, least), LARGEST_PART)
+    if chosen is not None:
+        return min(max(chosen, -(-expected // FIRST_PARTS)), LARGEST_PART)
+    least = PART if expected < (_LARGE_FAR if far else _LARGE) else 2 * PART
+    parts = max(expected // (LEAST_PART if expected <= _SMALL else least), 1)
+    # Equal parts, as a short last one would be a request more.
+    return min(max(-(-expected // min(parts, FIRST_PARTS)), LEAST_PART), LARGEST_PART)
 
 
 def part_size_for(size: int, wanted: int | None = None) -> int:

@@ -162,7 +162,8 @@ class PartWriter:
         if self._joined or self._filled or self._number or self.copied or self.upload:
             return
         far = self._transfer.slots.seems_far
-        self._first_part = self._part_size = first_part_size(size, self._first_part, chosen=self._chosen, far=far)
+        chosen = self._first_part if self._chosen else None
+        self._first_part = self._part_size = first_part_size(size, chosen, far=far)
         self._chosen = True
         if size > self._part_size:
             self._begin()

@@ -56,31 +56,40 @@ def test_known_size(size: int) -> None:
     assert -(-size // part) <= PARTS
 
 
-@given(st.integers(1, FIRST_PARTS * LARGEST_PART), firsts, st.booleans())
-def test_expected_size(expected: int, first: int, chosen: bool) -> None:
+@given(st.integers(1, FIRST_PARTS * LARGEST_PART), st.none() | firsts)
+def test_expected_size(expected: int, chosen: int | None) -> None:
     """Parts for about so many bytes are of one size, and no other than was chosen unless they must be."""
-    part = first_part_size(expected, first, chosen=chosen)
+    part = first_part_size(expected, chosen)
     assert LEAST_PART <= part <= LARGEST_PART
     assert -(-expected // part) <= FIRST_PARTS
-    if chosen or expected > 64 * MIB:
-        assert part >= first
-    if chosen and -(-expected // first) <= FIRST_PARTS:
-        assert part < first + MIB
+    if chosen is not None:
+        assert part == max(chosen, -(-expected // FIRST_PARTS))
+    elif expected > 64 * MIB:
+        assert part >= PART
+
+
+@given(st.integers(64 * MIB + 1, FIRST_PARTS * PART), st.booleans())
+def test_equal_parts(expected: int, far: bool) -> None:
+    """No part of a large object is much smaller than the others: it would be a request more."""
+    part = first_part_size(expected, None, far=far)
+    parts = -(-expected // part)
+    assert parts * part - expected < parts
+    assert part <= 2 * PART * 17 // 16
 
 
 def test_expected_size_for_a_far_store() -> None:
     """The parts of a large object become larger only from a larger size on."""
-    assert first_part_size(255 * MIB, PART, chosen=False) == PART
-    assert first_part_size(256 * MIB, PART, chosen=False) == 2 * PART
-    assert first_part_size(4095 * MIB, PART, chosen=False, far=True) == PART
-    assert first_part_size(4096 * MIB, PART, chosen=False, far=True) == 2 * PART
-    assert first_part_size(4095 * MIB, PART, chosen=True, far=True) == PART
+    assert first_part_size(248 * MIB, None) == PART
+    assert first_part_size(256 * MIB, None) == 2 * PART
+    assert first_part_size(4088 * MIB, None, far=True) == PART
+    assert first_part_size(4096 * MIB, None, far=True) == 2 * PART
+    assert first_part_size(4096 * MIB, PART, far=True) == PART
 
 
 @given(st.integers(1, 64 * MIB))
 def test_expected_size_of_small_objects(expected: int) -> None:
     """As many parts as may be, about equal; one below twice the least."""
-    part = first_part_size(expected, PART, chosen=False)
+    part = first_part_size(expected, None)
     parts = -(-expected // part)
     assert parts == max(expected // LEAST_PART, 1)
     assert parts * part - expected < parts or parts == 1
