@@ -23,6 +23,7 @@ from botocore.handlers import BUILTIN_HANDLERS
 from hypothesis import HealthCheck, settings
 from moto.core.botocore_stubber import BotocoreStubber
 from moto.server import ThreadedMotoServer
+from proxy import FaultProxy, fault_proxy
 from stores import Store
 from thinning import thinned
 
@@ -185,6 +186,13 @@ def environment(server: LocalS3, monkeypatch: pytest.MonkeyPatch) -> LocalS3:
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
     return server
+
+
+@pytest.fixture
+def proxy(server: LocalS3) -> Iterator[FaultProxy]:
+    """A proxy before the server."""
+    with fault_proxy(server.endpoint_url) as running:
+        yield running
 
 
 @pytest.fixture

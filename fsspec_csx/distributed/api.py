@@ -77,7 +77,6 @@ def save(
 
 
 def check_state_dict(state_dict: object) -> None:
-    """Raise a TypeError if the state dict is not a mapping."""
     if not isinstance(state_dict, Mapping):
         msg = f"A sharded checkpoint holds a dict, not a {type(state_dict).__name__}. Save it in a dict, or to a file."
         raise TypeError(msg)

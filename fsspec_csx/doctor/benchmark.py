@@ -46,8 +46,6 @@ class Trial:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The results of a benchmark."""
-
     endpoint: str  # the URL of the store
     latency: float  # seconds to the first byte of an object, the median
     latency_p90: float  # the 90th percentile of these seconds

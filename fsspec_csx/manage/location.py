@@ -77,7 +77,6 @@ class Location:
         return hasattr(self.fs, "take_file")
 
     def exists(self) -> bool:
-        """Return whether the path exists."""
         return path_exists(self.fs, self.path)
 
     def is_folder(self) -> bool:
@@ -112,7 +111,6 @@ class Location:
         return stamp
 
     def opened(self) -> IO[bytes]:
-        """Open the file for reading."""
         return open_file(self.fs, self.path)
 
     @contextlib.contextmanager
@@ -153,7 +151,6 @@ class Location:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from error
 
     def remove(self) -> None:
-        """Remove the file by its exact name."""
         if self.fs is None:
             os.unlink(self.path)
         else:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
 import fsspec
 import pytest
 from conftest import recorded_requests
-from proxy import Fault, FaultProxy, error_answer, fault_proxy, through
+from proxy import Fault, FaultProxy, error_answer, through
 from thinning import thinned
 
 from fsspec_csx.errors import ObjectChangedError, ObjectNotFoundError, RefusedError
@@ -205,13 +205,6 @@ def test_customer_keys(server: LocalS3, bucket: str, way: str) -> None:
 
 
 # -- what changes meanwhile --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def proxy(server: LocalS3) -> Iterator[FaultProxy]:
-    """A proxy before the server."""
-    with fault_proxy(server.endpoint_url) as running:
-        yield running
 
 
 @pytest.mark.parametrize("change", ["replaced", "removed"])

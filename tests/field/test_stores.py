@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 import torch
-from proxy import Fault, FaultProxy, Request, error_answer, fault_proxy, through
+from proxy import Fault, FaultProxy, Request, error_answer, through
 from thinning import thinned
 
 import fsspec_csx as cstorch
@@ -31,13 +31,6 @@ REFUSALS = [
         for refusal in ((400, "InvalidArgument"), (501, "NotImplemented"))
     ),
 ]
-
-
-@pytest.fixture
-def proxy(server: LocalS3) -> Iterator[FaultProxy]:
-    """A proxy before the server."""
-    with fault_proxy(server.endpoint_url) as running:
-        yield running
 
 
 def has_checksum(request: Request) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from proxy import Fault, FaultProxy, error_answer, fault_proxy, through
+from proxy import Fault, FaultProxy, error_answer, through
 from thinning import thinned
 
 from fsspec_csx.errors import AccessDeniedError, ObjectNotFoundError
@@ -18,13 +18,6 @@ from fsspec_csx.testing import LocalS3
 MIB = 2**20
 PART = 5 * MIB
 DATA = os.urandom(2 * PART + 1234)
-
-
-@pytest.fixture
-def proxy(server: LocalS3) -> Iterator[FaultProxy]:
-    """A proxy before the server."""
-    with fault_proxy(server.endpoint_url) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

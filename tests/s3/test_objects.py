@@ -7,13 +7,12 @@ import logging
 import mimetypes
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 from conftest import recorded_requests
-from proxy import Fault, FaultProxy, error_answer, fault_proxy, through
+from proxy import Fault, FaultProxy, error_answer, through
 from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ChecksumError, ObjectNotFoundError
@@ -35,13 +34,6 @@ def folder(fs: CSXFileSystem, bucket: str) -> str:
     """The bucket with the objects."""
     fs.pipe({f"{bucket}/{name}": data(name) for name in NAMES})
     return bucket
-
-
-@pytest.fixture
-def proxy(server: LocalS3) -> Iterator[FaultProxy]:
-    """A proxy before the server."""
-    with fault_proxy(server.endpoint_url) as running:
-        yield running
 
 
 def read(fs: CSXFileSystem, folder: str, size: int = 960) -> list[bytes]:

@@ -15,7 +15,6 @@ import time
 import tracemalloc
 import uuid
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import numpy as np
 import pytest
 from conftest import recorded_requests
 from fsspec.callbacks import Callback
-from proxy import Fault, FaultProxy, Request, error_answer, fault_proxy, through
+from proxy import Fault, FaultProxy, Request, error_answer, through
 from stores import uploads_below
 from thinning import thinned
 
@@ -57,13 +56,6 @@ def bucket(server: LocalS3) -> None:
 def folder() -> str:
     """A folder of the test's own, in a bucket that they share: the first write of a bucket takes the server long."""
     return f"{BUCKET}/{uuid.uuid4().hex[:12]}"
-
-
-@pytest.fixture
-def proxy(server: LocalS3) -> Iterator[FaultProxy]:
-    """A proxy before the server."""
-    with fault_proxy(server.endpoint_url) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)
