@@ -15,6 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from broken import flip
 from cerebras import DATA, upload
+from commands import run
 from proxy import fault_proxy
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -25,7 +26,6 @@ from torch.distributed.checkpoint.metadata import (
 
 from fsspec_csx import distributed
 from fsspec_csx.checkpoint.api import load, save
-from fsspec_csx.cli import main
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.boxes import Box, boxes_of
 from fsspec_csx.formats.dcp.folder import ShardedFolder
@@ -56,11 +56,6 @@ def by_us(path: str, **changes: Any) -> str:
     """The path of a folder that this package wrote."""
     distributed.save({**state(), **changes}, path)
     return path
-
-
-def run(*arguments: str) -> int:
-    """The exit status of a command."""
-    return main(["checkpoint", *arguments])
 
 
 # -- info --------------------------------------------------------------------------------------------------------------

@@ -9,12 +9,11 @@ import fsspec
 import pytest
 import torch
 from cerebras import DATA, changed, expected, headers, objects, readable, same, upload
-from commands import DONE, FAILED, cszoo, failure
+from commands import DONE, FAILED, cszoo, failure, run
 from proxy import fault_proxy
 from roots import fill, left
 
 from fsspec_csx import copy, distributed, load, move, save
-from fsspec_csx.cli import main
 from fsspec_csx.errors import CheckpointPathError
 from fsspec_csx.manage.list import checkpoints, latest_of
 from fsspec_csx.s3.filesystem import CSXFileSystem
@@ -22,11 +21,6 @@ from fsspec_csx.testing import LocalS3
 
 CASE = "weights_plain"
 KEYS = sorted(objects(CASE))
-
-
-def run(*arguments: str) -> int:
-    """The exit status of a verb, in this process."""
-    return main(["checkpoint", *arguments])
 
 
 def report(fs: CSXFileSystem, path: str) -> dict[str, dict[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from commands import DONE, FAILED, USAGE, cszoo
+from commands import DONE, FAILED, USAGE, cszoo, run
 from fsspec.implementations.memory import MemoryFileSystem
 from roots import fill, left, manifest
 
@@ -20,12 +20,6 @@ from fsspec_csx import load, save
 from fsspec_csx.cli import main
 from fsspec_csx.cli.main import parser
 from fsspec_csx.testing import LocalS3
-
-
-def run(*arguments: str) -> int:
-    """The exit status of a verb, in this process."""
-    return main(["checkpoint", *arguments])
-
 
 # -- broken pipes, and errors of other people's code -------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import fsspec
 import pytest
 import torch
-from commands import DONE, FAILED
+from commands import DONE, FAILED, run
 from hypothesis import given
 from hypothesis import strategies as st
 from roots import fill, left
@@ -19,7 +19,6 @@ from roots import manifest as manifest_of
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from fsspec_csx import distributed, load, save
-from fsspec_csx.cli import main
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import ShardedFolder
 from fsspec_csx.manage.completeness import check_complete
@@ -27,11 +26,6 @@ from fsspec_csx.manage.list import ListedCheckpoint, checkpoints, latest_of
 from fsspec_csx.manage.naming import parse_name
 from fsspec_csx.manage.prune import plan, prune
 from fsspec_csx.trainer import Checkpoint
-
-
-def run(*arguments: str) -> int:
-    """The exit status of a verb, in this process."""
-    return main(["checkpoint", *arguments])
 
 
 def sharded(root: str, step: int, *, shards: int = 2, size: int = 4) -> str:

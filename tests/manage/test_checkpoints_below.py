@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from cerebras import changed
+from commands import run
 from fsspec.callbacks import Callback
 from roots import left
 
 from fsspec_csx import copy, distributed, load, move, save
-from fsspec_csx.cli import main
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.cerebras.metadata import NAME, decoded, encoded, split_owned
 from fsspec_csx.manage.delete import delete, targets
@@ -53,11 +53,6 @@ def filled(root: str, outer: str) -> list[str]:
     for path, write in zip(below, FORMATS.values(), strict=True):
         write(2, path)
     return below
-
-
-def run(*arguments: str) -> int:
-    """The exit status of a command."""
-    return main(["checkpoint", *arguments])
 
 
 @pytest.mark.parametrize("outer", FOLDERS)

@@ -1,4 +1,4 @@
-"""The command ``cszoo`` in a process of its own."""
+"""The command ``cszoo``, in a process of its own or in this one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from forked import python
+
+from fsspec_csx.cli import main
 
 DONE, DIFFERENT, USAGE, FAILED = 0, 1, 2, 3
 """Exit statuses."""
@@ -36,6 +38,11 @@ def cszoo(
     command = [*python(), "-m", "fsspec_csx", noun, *arguments]
     report = {"capture_output": True, "text": True, "timeout": 90, "env": {**os.environ, **(environment or {})}}
     return subprocess.run(command, check=False, **{**report, **options})
+
+
+def run(*arguments: str) -> int:
+    """The exit status of a verb of ``cszoo checkpoint`` in this process."""
+    return main(["checkpoint", *arguments])
 
 
 def failure(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
