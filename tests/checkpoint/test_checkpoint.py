@@ -17,9 +17,10 @@ import torch
 from checkpoints import MIB, Point
 
 from fsspec_csx.checkpoint.api import load, save
+from fsspec_csx.formats import reader
 from fsspec_csx.formats.io_wrappers import TrackingReader, TrackingWriter
-from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
 from fsspec_csx.formats.torch_zip.format import TorchWriter
+from fsspec_csx.tensors.source import Source
 
 pytestmark = pytest.mark.adaptive
 
@@ -227,7 +228,7 @@ def test_no_copies() -> None:
 
     buffer = Buffer()
     TorchWriter({"x": tensor}).write(buffer, advance=lambda count: None)
-    loaded = torch_zip_reader.read(buffer, name="buffer", size=buffer.tell(), advance=lambda count: None)
+    loaded = reader.read(Source(buffer, buffer.tell()), name="buffer")
     assert tensor.data_ptr() in written
     assert loaded["x"].data_ptr() in filled
 
@@ -251,7 +252,7 @@ def test_short_reads_and_writes(zipped: bool) -> None:
     state = {"x": torch.randn(10000)}
     file = Short()
     torch.save(state, TrackingWriter(file, lambda count: None), _use_new_zipfile_serialization=zipped)  # type: ignore[arg-type]
-    loaded = torch_zip_reader.read(file, name="file", size=len(file.getvalue()), advance=lambda count: None)
+    loaded = reader.read(Source(file, len(file.getvalue())), name="file")
     assert torch.equal(loaded["x"], state["x"])
 
 

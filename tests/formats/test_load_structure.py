@@ -24,14 +24,14 @@ from torch_files import equal, loaded, source_of
 
 from fsspec_csx.checkpoint.api import load
 from fsspec_csx.errors import InvalidCheckpointError
+from fsspec_csx.formats import reader
 from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
 from fsspec_csx.formats.torch_zip import zip_directory
 from fsspec_csx.s3.transport.pool import PART
 from fsspec_csx.tensors import fill, source
 from fsspec_csx.tensors.lazy_object import Record
 from fsspec_csx.tensors.memory import reserved
-from fsspec_csx.tensors.source import HEAD, TAIL, memory_of
+from fsspec_csx.tensors.source import HEAD, TAIL, Source, memory_of
 
 SIZES = [0, 1, 15, 16, 17, 16383, 16384, 65537, HEAD, TAIL - 1, HEAD + TAIL + 1, PART + 1, 2 * PART + 3]
 
@@ -355,7 +355,7 @@ def test_each_byte_once() -> None:
     """Nothing is read twice, but for the file's two ends."""
     file = Counting(saved({f"x{number}": torch.randn(MIB) for number in range(3)}))
     size = len(file.getvalue())
-    torch_zip_reader.read(file, name="file", size=size, advance=lambda count: None)
+    reader.read(Source(file, size), name="file")
     assert file.count <= size + HEAD + TAIL
 
 
@@ -377,7 +377,7 @@ def test_a_file_that_shrinks() -> None:
             return 0 if HEAD + MIB < at + size < len(data) else super().readinto(buffer)
 
     with pytest.raises(OSError, match="The file ended at byte"):
-        torch_zip_reader.read(Shrinking(data), name="file", size=len(data), advance=lambda count: None)
+        reader.read(Source(Shrinking(data), len(data)), name="file")
 
 
 def test_a_file_without_readinto() -> None:
@@ -389,7 +389,7 @@ def test_a_file_without_readinto() -> None:
             self.read, self.seek, self.tell = file.read, file.seek, file.tell
 
     data = saved(state := {"x": torch.randn(MIB)})
-    assert equal(torch_zip_reader.read(Plain(data), name="file", size=len(data), advance=lambda count: None), state)
+    assert equal(reader.read(Source(Plain(data), len(data)), name="file"), state)
 
 
 @pytest.mark.parametrize("size", [1, 63, 64, 65, 640, 1000])

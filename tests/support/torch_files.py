@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
+from fsspec_csx.formats import reader
 from fsspec_csx.tensors.source import Source, memory_of
 
 
@@ -18,7 +18,7 @@ def source_of(data: bytes) -> Source:
 
 def loaded(data: bytes, **options: Any) -> Any:
     """What load makes of a file with these bytes."""
-    return torch_zip_reader.read(io.BytesIO(data), name="file", size=len(data), advance=lambda count: None, **options)
+    return reader.read(Source(io.BytesIO(data), len(data)), name="file", **options)
 
 
 def equal(first: Any, second: Any) -> bool:

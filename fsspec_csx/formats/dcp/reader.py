@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.formats.base import ReadOptions
 from fsspec_csx.formats.dcp.boxes import Box
 from fsspec_csx.formats.dcp.folder import ShardedFolder
 from fsspec_csx.formats.dcp.manifest import ItemLocation, Plain, plain_of
@@ -80,16 +81,16 @@ def load_bytes(data: bytes, *, name: str, weights_only: bool = True, partial: bo
     Raises:
         UnsafeCheckpointError: if ``weights_only`` and the item names code that could run; ``io.BytesIO`` is allowed.
     """
+    source = Source(io.BytesIO(data), len(data))
     try:
-        file = io.BytesIO(data)
-        return torch_zip_reader.read(file, name=name, size=len(data), map_location="cpu", weights_only=weights_only)
+        found = torch_zip_reader.structure(source, name, ReadOptions("cpu", weights_only))
     except UnsafeCheckpointError:
-        source = Source(io.BytesIO(data), len(data))
-        found = placeholder_reader.structure(source, name)
-        if found is None or not (partial or placeholders.is_free(found.obj)):
+        known = placeholder_reader.structure(source, name)
+        if known is None or not (partial or placeholders.is_free(known.obj)):
             raise
-        torch_zip_reader.complete(source, found, name=name)
-        return found.obj
+        found = known
+    torch_zip_reader.complete(source, found, name=name)
+    return found.obj
 
 
 def _of_all_shards(

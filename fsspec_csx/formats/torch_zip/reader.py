@@ -13,7 +13,6 @@ import struct
 import traceback
 import zipfile
 import zlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,22 +55,6 @@ _NOT_WHOLE = (
 )
 # Errors of torch.load for a complete file with invalid content. Others may come from a class that the file names.
 _NONSENSE = (AssertionError, EOFError, RuntimeError, pickle.UnpicklingError)
-
-
-def read(
-    file: Any,
-    *,
-    name: str,
-    size: int,
-    advance: Callable[[int], object] = lambda count: None,
-    map_location: MAP_LOCATION = None,
-    weights_only: bool = True,
-) -> Any:
-    """Read what ``torch.save`` wrote; as ``torch.load``. The file's ``readinto`` fills the tensors' memory directly."""
-    source = Source(file, size, advance)
-    found = structure(source, name, ReadOptions(map_location, weights_only))
-    complete(source, found, name=name)
-    return found.obj
 
 
 def structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
