@@ -57,7 +57,7 @@ def flush() -> None:
 
 
 def _print(line: str) -> None:
-    encoding = sys.stdout.encoding or "utf-8"
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # another object may stand in for the stream
     try:
         print(line.encode(encoding, "backslashreplace").decode(encoding))
     except BrokenPipeError as error:
