@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from fsspec_csx.errors import CheckpointError
+from fsspec_csx.errors import CheckpointError, InvalidCheckpointError
 from fsspec_csx.formats.registry import layouts, manifests
-from fsspec_csx.manage import completeness, naming, s3
+from fsspec_csx.manage import naming, s3
 from fsspec_csx.manage.directory import Directory, File, map_parallel
 from fsspec_csx.manage.location import pattern_matches
 from fsspec_csx.storage.local_file import is_temporary
@@ -127,6 +127,22 @@ def steps_of(found: Iterable[ListedCheckpoint]) -> list[Step]:
     return [*steps.values()]
 
 
+def check_complete(path: str, storage_options: Mapping[str, Any] | None = None) -> None:
+    """Raise an InvalidCheckpointError unless a checkpoint folder has all its files; they are not read.
+
+    It compares names with the manifest or index, and for torch.distributed.checkpoint also sizes. It compares the size
+    of a lone ``model.safetensors`` with the header. The metadata of a Cerebras checkpoint must be complete.
+    """
+    root = Directory(path, storage_options)
+    sizes = {file.name: file.size for file in root.scan()[0]}
+    folder = root.as_folder()
+    for layout in layouts():
+        layout.check_complete(folder, sizes, lambda: {name: file.size for name, file in root.files().items()})
+    listing = naming.listing_layout(sizes)
+    if listing and not listing.is_finished(folder):
+        raise InvalidCheckpointError(f"{folder.name} was not finished.", "Save it again, or delete it.")
+
+
 def latest_of(found: Iterable[ListedCheckpoint]) -> ListedCheckpoint | None:
     """Return the newest complete checkpoint; None if there is none.
 
@@ -139,7 +155,7 @@ def latest_of(found: Iterable[ListedCheckpoint]) -> ListedCheckpoint | None:
         try:
             for each in step.members:
                 if each.sharded:
-                    completeness.check_complete(each.path)
+                    check_complete(each.path)
         except (CheckpointError, FileNotFoundError):
             continue
         return step.members[-1]

@@ -11,8 +11,7 @@ from typing import Any
 from fsspec_csx.checkpoint.api import inspect
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, few
 from fsspec_csx.manage import delete as manage_delete
-from fsspec_csx.manage.completeness import check_complete
-from fsspec_csx.manage.list import ListedCheckpoint, Step, checkpoints, sort_key, steps_of
+from fsspec_csx.manage.list import ListedCheckpoint, Step, check_complete, checkpoints, sort_key, steps_of
 from fsspec_csx.storage.paths import redacted
 
 STEP, TIME = "step", "time"

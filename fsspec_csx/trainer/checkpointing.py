@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fsspec_csx.checkpoint.api import inspect, save
 from fsspec_csx.checkpoint.async_save import async_save, release_buffers
 from fsspec_csx.errors import CheckpointError
-from fsspec_csx.manage.completeness import check_complete
+from fsspec_csx.manage.list import check_complete
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.trainer import checkpoint_root, modelzoo_state, processes, state_validation, training_state
 from fsspec_csx.trainer.callback import Callback

@@ -16,9 +16,8 @@ import fsspec_csx
 from fsspec_csx import distributed
 from fsspec_csx.formats.dcp.folder import MANIFEST, SHARD, is_prefix, shard_name
 from fsspec_csx.manage import delete, gc, prune
-from fsspec_csx.manage.completeness import check_complete
 from fsspec_csx.manage.directory import Directory
-from fsspec_csx.manage.list import checkpoints, latest_of
+from fsspec_csx.manage.list import check_complete, checkpoints, latest_of
 from fsspec_csx.manage.verify import verify
 
 NONE = timedelta(0)

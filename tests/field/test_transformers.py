@@ -14,8 +14,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from fsspec_csx import load, save
-from fsspec_csx.manage.completeness import check_complete
-from fsspec_csx.manage.list import checkpoints
+from fsspec_csx.manage.list import check_complete, checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 INDEX = "model.safetensors.index.json"

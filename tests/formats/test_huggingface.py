@@ -21,13 +21,12 @@ from roots import fill, left
 from fsspec_csx import async_save, inspect, load, save
 from fsspec_csx.errors import CheckpointPathError, InvalidCheckpointError, MissingEntryError
 from fsspec_csx.manage import delete, prune
-from fsspec_csx.manage.completeness import check_complete
 from fsspec_csx.manage.convert import convert
 from fsspec_csx.manage.copy import copy, move
 from fsspec_csx.manage.diff import compare
 from fsspec_csx.manage.gc import clear, leftovers
 from fsspec_csx.manage.info import describe
-from fsspec_csx.manage.list import checkpoints, latest_of
+from fsspec_csx.manage.list import check_complete, checkpoints, latest_of
 from fsspec_csx.manage.verify import verify
 from fsspec_csx.testing import LocalS3
 
@@ -383,7 +382,7 @@ def test_copy_and_move(root: str) -> None:
 
 CONVERTING = """
 import sys
-from fsspec_csx.manage.completeness import check_complete
+from fsspec_csx.manage.list import check_complete
 from fsspec_csx.manage.convert import convert
 import torch
 

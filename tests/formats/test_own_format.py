@@ -16,11 +16,10 @@ import fsspec_csx
 from fsspec_csx import formats, load
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import registry
-from fsspec_csx.manage.completeness import check_complete
 from fsspec_csx.manage.copy import copy
 from fsspec_csx.manage.delete import delete, targets
 from fsspec_csx.manage.gc import clear, leftovers
-from fsspec_csx.manage.list import checkpoints
+from fsspec_csx.manage.list import check_complete, checkpoints
 from fsspec_csx.manage.verify import verify
 
 STATE = {"a": torch.arange(3.0), "b": torch.arange(5.0)}
