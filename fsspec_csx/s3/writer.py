@@ -14,7 +14,7 @@ from fsspec_csx.s3.put_object import Call, put
 from fsspec_csx.s3.transport.checksum import CRC32, CRC64NVME
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
 from fsspec_csx.s3.transport.event_loop import Work, ended
-from fsspec_csx.s3.transport.memory import new_buffer, populate
+from fsspec_csx.s3.transport.memory import copy, new_buffer, populate
 from fsspec_csx.s3.transport.pool import PART, Transfer
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 
@@ -238,7 +238,7 @@ class PartWriter:
                 self._seal()
                 self._take_buffer(len(piece))
             taken, piece = piece[: len(self._buffer) - self._used], piece[len(self._buffer) - self._used :]
-            self._buffer[self._used : self._used + len(taken)] = taken
+            copy(self._buffer[self._used : self._used + len(taken)], taken)
             self._used += len(taken)
             self._buffered += len(taken)
             self._filled += len(taken)

@@ -9,6 +9,8 @@ import sys
 # MADV_POPULATE_WRITE: https://man7.org/linux/man-pages/man2/madvise.2.html
 _POPULATE_WRITE = 23
 _LEAST = 64 * 1024
+_WORDS = 16  # at least the size of a Py_buffer
+_READ, _WRITE = 0, 1  # PyBUF_SIMPLE and PyBUF_WRITABLE
 # A forked process must not share the memory.
 _PRIVATE = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
 
@@ -33,12 +35,17 @@ def populate(memory: memoryview) -> None:
 
 
 def copy(target: memoryview, source: memoryview) -> None:
-    """Copy a buffer to another of equal length; if both are writable, other threads run meanwhile."""
-    if source.readonly:
-        target[:] = source
-    elif target:
-        ctypes.memmove(_address(target), _address(source), len(target))
+    """Copy a buffer to another of equal length; if they are large, other threads run meanwhile."""
+    if len(target) < _LEAST or len(target) != len(source):
+        target[:] = source  # raises an error if the lengths differ
+    else:
+        ctypes.memmove(_address(target), _address(source, _READ), len(target))
 
 
-def _address(memory: memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+def _address(memory: memoryview, access: int = _WRITE) -> int:
+    # The structure Py_buffer begins with the address: https://docs.python.org/3/c-api/buffer.html
+    found = (ctypes.c_void_p * _WORDS)()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(memory), found, access)
+    address = found[0] or 0
+    ctypes.pythonapi.PyBuffer_Release(found)
+    return address

@@ -34,6 +34,18 @@ def test_copy(make: type) -> None:
         assert bytes(buffer) == bytes(5) + _DATA[7 : 7 + length] + bytes(_SIZE - 5 - length)
 
 
+def test_copy_is_checked() -> None:
+    """Memory that is too short, read-only or has gaps is an error, whatever its size, and nothing is copied."""
+    for length in (1000, 100_000):
+        target, constant, data = memory.new_buffer(length), bytes(length), memoryview(_DATA)[:length]
+        for wrong, source in ((target, data[1:]), (target[1:], data), (memoryview(constant), data)):
+            with pytest.raises((ValueError, TypeError, BufferError)):
+                memory.copy(wrong, source)
+        assert bytes(target) == constant == bytes(length)
+    with pytest.raises(BufferError):
+        memory.copy(memory.new_buffer(100_000), memoryview(_DATA)[:200_000:2])
+
+
 def test_buffer_is_private() -> None:
     """What a forked process writes to its copy does not come to its parent."""
     buffer = memory.new_buffer(4096)
