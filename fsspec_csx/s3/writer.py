@@ -325,7 +325,6 @@ class PartWriter:
             unsent = self._failure is not None or future.cancelled()  # a thread may still be sending it
             if not unsent and sum(map(len, self._free)) < self._transfer.room:  # else other files need the memory
                 self._free += lent
-            self._changed.notify_all()
 
     def _note_failure(self, future: Future[Any]) -> None:
         with self._changed:
