@@ -82,8 +82,10 @@ class Opened(Ours):
     def settings(self) -> str:
         """Part size, and how many parts are moved at a time."""
         from fsspec_csx.s3.part_sizes import LEAST_PART
+        from fsspec_csx.s3.transport.pool import PART
 
-        return f"save: {LEAST_PART // _MIB} MiB parts; up to {self._fs.max_concurrency} in flight"
+        far = f"{LEAST_PART // _MIB} to a far store"
+        return f"save: {PART // _MIB} MiB parts, {far}; up to {self._fs.max_concurrency} in flight"
 
     def save(self, state: State, key: str) -> None:
         """Save."""
