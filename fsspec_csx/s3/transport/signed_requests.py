@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fsspec_csx.errors import EndpointError
 from fsspec_csx.s3.transport.call_scope import Scope, finish_despite_cancel, scope
+from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
 from fsspec_csx.s3.transport.failures import UnusualResponseError
 from fsspec_csx.s3.transport.learned_template import FAILURES
 from fsspec_csx.s3.transport.link import Link
@@ -80,7 +81,7 @@ class SignedRequests(Generic[R]):
         failed: makes a failed request in another way.
         most: how many at a time; no limit if negative, as in fsspec.
         signer: returns the signer of the present client, whose credentials may be newer than those of ``transfer``.
-        shared: whether few threads make all requests, which is faster if they are for small objects.
+        shared: whether few threads make all requests to a far store, which is faster if they are for small objects.
     """
 
     def __init__(
@@ -162,10 +163,9 @@ class SignedRequests(Generic[R]):
                 await self._forgive()
 
     def _begin(self, number: int, turn: _Turn) -> Future[tuple[R | None, float]]:
-        steps = self._work(turn)
-        if self._loops:
-            return self._loops[number % len(self._loops)].run(steps)
-        return self._transfer.in_thread(run_alone, steps)
+        if self._loops and self._transfer.width > MIN_REQUESTS:
+            return self._loops[number % len(self._loops)].run(self._work(turn, shares_thread=True))
+        return self._transfer.in_thread(run_alone, self._work(turn))
 
     async def _forgive(self) -> None:
         """After botocore has repeated a refused request: use the credentials that it may have renewed."""
@@ -193,10 +193,10 @@ class SignedRequests(Generic[R]):
         if not self._left and not self._done.done():
             self._done.set_result(None)
 
-    def _work(self, turn: _Turn) -> Steps[tuple[R | None, float]]:
+    def _work(self, turn: _Turn, *, shares_thread: bool = False) -> Steps[tuple[R | None, float]]:
         """Make requests on a connection until one fails; return it, and how long to wait before repeating it."""
         slots, began = self._transfer.slots, time.monotonic()
-        link = self._transfer.exchange.link(self._template.url, shares_thread=bool(self._loops))
+        link = self._transfer.exchange.link(self._template.url, shares_thread=shares_thread)
         try:
             while not turn.given_up and not self._scope.closed:
                 try:

@@ -22,6 +22,10 @@ from fsspec_csx.s3.transport.socket_loop import Ready, SocketLoop, Steps
 from fsspec_csx.testing import LocalS3
 
 
+FAR = 16
+"""Requests in flight: more than to a near store, so that connections share threads."""
+
+
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
     """Threads."""
@@ -135,8 +139,10 @@ def test_slow_local_files(
             Path(path).write_bytes(data)
     else:
         fs.pipe(objects)
+    fs.connect()
     monkeypatch.setattr(owner, name, slow)
-    getattr(fs, method)(*((paths, list(objects)) if method == "put" else (list(objects), paths)))
+    with fs.transfer.slots.fixed(FAR):
+        getattr(fs, method)(*((paths, list(objects)) if method == "put" else (list(objects), paths)))
     monkeypatch.undo()
     assert calls.most >= 5
     assert fs.cat(list(objects)) == objects
@@ -192,11 +198,13 @@ def test_faults(server: LocalS3, bucket: str, proxy: FaultProxy, tmp_path: Path)
         ]
 
     fs = through(proxy, server, config_kwargs={"read_timeout": 2})
-    proxy.faults = faults("PUT")
-    fs.pipe(objects)
-    assert all(each.done for each in proxy.faults)
-    proxy.faults = faults("GET")
-    fs.get(list(objects), [str(tmp_path / name.rpartition("/")[2]) for name in objects])
+    fs.connect()
+    with fs.transfer.slots.fixed(FAR):
+        proxy.faults = faults("PUT")
+        fs.pipe(objects)
+        assert all(each.done for each in proxy.faults)
+        proxy.faults = faults("GET")
+        fs.get(list(objects), [str(tmp_path / name.rpartition("/")[2]) for name in objects])
     assert all((tmp_path / name.rpartition("/")[2]).read_bytes() == data for name, data in objects.items())
     assert all(each.done for each in proxy.faults)
     proxy.faults = []
