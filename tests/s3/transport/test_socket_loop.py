@@ -21,7 +21,6 @@ from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport.socket_loop import Ready, SocketLoop, Steps
 from fsspec_csx.testing import LocalS3
 
-
 FAR = 16
 """Requests in flight: more than to a near store, so that connections share threads."""
 
