@@ -18,7 +18,7 @@ from cerebras import DATA, changed, metadata, objects, report
 
 from fsspec_csx.checkpoint.api import inspect, load
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats.cerebras import metadata as cerebras_metadata
+from fsspec_csx.formats.cerebras import folder as cerebras_folder
 from fsspec_csx.formats.cerebras.metadata import decoded, encoded
 
 
@@ -142,7 +142,7 @@ def test_any_damage_to_metadata() -> None:
 
 def test_metadata_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Metadata that is larger than any real one is not read."""
-    monkeypatch.setattr(cerebras_metadata, "LARGEST", 100)
+    monkeypatch.setattr(cerebras_folder, "LARGEST", 100)
     with pytest.raises(InvalidCheckpointError, match="more than 100"):
         load(changed(tmp_path / "x", "bf16"))
 
