@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -105,8 +106,8 @@ class Directory:
                         continue
                     status = entry.stat()
                 except OSError as error:
-                    if isinstance(error, FileNotFoundError) or entry.is_symlink():
-                        continue  # deleted during the scan, or a link that cannot be followed
+                    if error.errno in (errno.ENOENT, errno.ELOOP):
+                        continue  # deleted during the scan, or a link to nothing or to itself
                     raise
                 files.append(File(folder + entry.name, status.st_size, _parse_time(status.st_mtime)))
         return files, folders

@@ -98,7 +98,8 @@ def _files(root: Directory) -> Iterator[Leftover]:
             continue  # its shards count as shards of the checkpoint
         others = [file for file in files if file not in temporary]
         if folder and others and all(naming.is_leftover(file.base, shared=shared) for file in others):
-            yield from _leftover("shards", root, folder.rstrip("/"), others)
+            if not naming.has_lost_manifest(root, folder):
+                yield from _leftover("shards", root, folder.rstrip("/"), others)
             continue
         others += shards[folder]
         unnamed = _unnamed(root, folder, [file.name[len(folder) :] for file in others])

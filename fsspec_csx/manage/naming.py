@@ -15,7 +15,9 @@ Metrics (``val_loss=0.12``), dates, sizes (``7b``) and shard numbers are not ste
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -209,3 +211,17 @@ def shards_in(root: Directory, folders: Iterable[str]) -> list[File]:
 def is_leftover(name: str, *, shared: bool) -> bool:
     """Return whether a shard of this name may be deleted if no manifest names it; see ``FolderLayout``."""
     return any(layout.is_leftover(name, shared=shared) for layout in layouts())
+
+
+def has_lost_manifest(root: Directory, folder: str = "") -> bool:
+    """Return whether a link that cannot be followed now may be the manifest of the shards in a folder."""
+    if root.fs is not None:
+        return False
+    place = root.inner(folder.rstrip("/"))
+    above, _, last = place.rpartition("/")
+    with contextlib.suppress(FileNotFoundError):  # there is no such folder, or no longer
+        entries = [
+            entry for each in (place, above if is_shard_folder(last) else "") if each for entry in os.scandir(each)
+        ]
+        return any(entry.is_symlink() and manifests([entry.name]) and not os.path.exists(entry) for entry in entries)
+    return False

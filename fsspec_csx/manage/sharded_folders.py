@@ -155,7 +155,8 @@ class FolderCopy:
         target, names = self._target, {*self._source.names}
         common = names.intersection(self._held)
         if not self._overwrite:
-            if (_manifests(self._held) or _rivals(self._held, names)) and not self._is_resumed():
+            is_taken = _manifests(self._held) or _rivals(self._held, names) or naming.has_lost_manifest(target)
+            if is_taken and not self._is_resumed():
                 raise already_exists(target.path)
             if self._local and common:
                 raise already_exists(target.path_of(min(common)))

@@ -17,7 +17,7 @@ from commands import DONE, FAILED, USAGE, cszoo, failure, running
 from forked import python
 from roots import ODD, fill, left
 
-from fsspec_csx import distributed
+from fsspec_csx import copy, distributed, save
 from fsspec_csx.cli import main
 from fsspec_csx.errors import AccessDeniedError, BucketNotFoundError, EndpointError, RejectedCredentialsError
 from fsspec_csx.manage import delete as manage_delete
@@ -187,6 +187,31 @@ def test_shards(tmp_path: Path, states: Path) -> None:
     assert len(left(str(root))) == 6
     with_parts_on_top = leftovers(root / "4", older_than=NOW)
     assert with_parts_on_top == []
+
+
+def test_shards_with_a_manifest_that_cannot_be_followed(tmp_path: Path, states: Path) -> None:
+    """A link may lead to a disk that is away for now: then its shards stay, also those in folders with prefixes."""
+    for number, target in enumerate(("nowhere", ".metadata")):
+        distributed.save({"x": torch.ones(3)}, tmp_path / f"dcp{number}")
+        distributed.save({"x": torch.ones(3)}, tmp_path / f"spread{number}", prefix_count=2)
+        for folder in (tmp_path / f"dcp{number}", tmp_path / f"spread{number}"):
+            (folder / ".metadata").unlink()
+            (folder / ".metadata").symlink_to(target)
+    save({"x": torch.ones(3)}, tmp_path / "hf", format="huggingface")
+    index = tmp_path / "hf" / "model.safetensors.index.json"
+    index.unlink()
+    assert [each.path for each in leftovers(tmp_path, older_than=NOW)] == [str(tmp_path / "hf")]
+    index.symlink_to("nowhere")
+    (tmp_path / "dcp0" / "latest").symlink_to("nowhere")
+    assert leftovers(tmp_path, older_than=NOW) == []
+    distributed.save({"x": torch.ones(3)}, tmp_path / "other")
+    held = left(str(tmp_path))
+    for name in ("dcp0", "spread1", "hf"):
+        with pytest.raises(FileExistsError):
+            copy(tmp_path / "other", tmp_path / name)
+    assert left(str(tmp_path)) == held
+    (tmp_path / "dcp0" / ".metadata").unlink()
+    assert [each.path for each in leftovers(tmp_path, older_than=NOW)] == [str(tmp_path / "dcp0")]
 
 
 def test_shards_on_s3(environment: LocalS3, bucket: str, states: Path) -> None:

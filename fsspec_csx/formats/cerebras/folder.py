@@ -56,7 +56,7 @@ def opened(folder: Folder) -> Iterator[FolderSource | None]:
 def _check_unchanged(folder: Folder, before: Mapping[str, Any]) -> None:
     try:
         changed = file_state(folder.fs, folder.at(NAME)) != before
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         changed = True
     if changed:
         raise InvalidCheckpointError(f"{folder.name} was saved anew while it was read.", "Load it again.")
@@ -105,7 +105,7 @@ class FolderSource(CerebrasSource):
         try:
             size = file_state(other.fs, other.at(NAME))["size"]
             return FolderSource(other, _read_metadata(other, size))
-        except (CheckpointError, FileNotFoundError, PermissionError) as error:
+        except (CheckpointError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
             return str(error)
 
     def _object(self, key: str, leaf: Any) -> str:
@@ -117,7 +117,7 @@ class FolderSource(CerebrasSource):
     def _is_stored(self, name: str, leaf: TensorLeaf) -> bool:
         try:
             return bool(file_state(self._folder.fs, self._object(name, leaf))["size"] == leaf.stored)
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             return False
 
     def _fetch(self, parts: Sequence[tuple[LeafSpan, int, memoryview]]) -> None:
