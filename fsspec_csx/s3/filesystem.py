@@ -129,6 +129,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
         size = DEFAULT_SIZE if cache_size is None else cache_size
         self.block_cache = BlockCache(cache_dir, size) if cache_dir else None
         self._environment = _ENVIRONMENT.get()
+        self.last_change: object = None
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """Return the filesystem as a dict for JSON, without secrets; a filesystem made from it resolves credentials."""
@@ -235,7 +236,8 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
         return bucket, key, version
 
     def invalidate_cache(self, path: str | None = None) -> None:
-        """Forget the listings of a path's folders, or all listings."""
+        """Forget the listings of a path's folders, or all listings, and do not keep those that are being made."""
+        self.last_change = object()
         if path is None or len(self.dircache):
             super().invalidate_cache(path)
 

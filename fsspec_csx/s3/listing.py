@@ -168,12 +168,15 @@ def with_version(fs: Any, path: str, entry: ListingEntry) -> ListingEntry:
 async def _list_folder(fs: Any, bucket: str, folder: str, prefix: str, refresh: bool) -> list[ListingEntry]:
     """Return the entries in a folder whose names begin with a prefix, and the folder's marker, if it has one."""
     path = f"{bucket}/{folder}"[:-1]
-    if not refresh and path in fs.dircache:
+    if not refresh and (cached := fs.dircache.get(path)) is not None:
         start = f"{bucket}/{folder}{prefix}"
-        return [each for each in fs.dircache[path] if each["name"].startswith(start)]
+        return [each for each in cached if each["name"].startswith(start)]
+    before = fs.last_change
     found = await list_keys(fs, bucket, folder + prefix, "/")
     if found and not prefix:
         fs.dircache[path] = found
+        if fs.last_change is not before:  # checked last, as another thread may change the folder at any time
+            fs.dircache.pop(path, None)
     return list(found)
 
 

@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from fsspec.asyn import AsyncFileSystem
 from fsspec.utils import glob_translate, other_paths
 
 from fsspec_csx.errors import ObjectNotFoundError
@@ -111,12 +110,14 @@ async def expand(
     recursive: bool = False,
     maxdepth: int | None = None,
     *,
+    literal: bool = False,
     markers: bool = False,
     ask: bool = True,
 ) -> Expansion:
     """Look up what a path stands for; a name without special characters is looked up only if ``recursive``.
 
     Args:
+        literal: whether the path is never a pattern.
         markers: whether to add the markers of folders, as files.
         ask: whether to look up the object of a folder's own name; otherwise its type is "unknown".
 
@@ -127,7 +128,7 @@ async def expand(
     if version:
         name = f"{bucket}/{key}"
         return Expansion(name, [{"name": name, "path": path, "type": "unknown"}])
-    if not may_match(fs, path):
+    if literal or not may_match(fs, path):
         if recursive:
             return Expansion(name, await _expand_folder(fs, path, maxdepth, markers, ask))
         entry = await fs._info(path) if path.endswith("/") else {"name": name, "type": "unknown"}
@@ -158,7 +159,9 @@ async def _expand_folder(fs: Any, path: str, maxdepth: int | None, markers: bool
         return found
 
 
-async def expand_path(fs: Any, path: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> Any:
+async def expand_path(
+    fs: Any, path: Any, recursive: bool = False, maxdepth: int | None = None, assume_literal: bool = False
+) -> list[str]:
     """Return the names that a path, or a list of paths, stands for; as ``fsspec.asyn.AsyncFileSystem.expand_path``.
 
     Raises:
@@ -166,11 +169,17 @@ async def expand_path(fs: Any, path: Any, recursive: bool = False, maxdepth: int
         ValueError: if ``maxdepth`` is less than 1.
     """
     check_depth(maxdepth)
-    try:
-        paths = [path] if isinstance(path, str) else path  # for a name alone, fsspec would ignore ``assume_literal``
-        return await AsyncFileSystem._expand_path(fs, paths, recursive, maxdepth, **kwargs)
-    except FileNotFoundError as error:
-        raise not_found_error(path) from error
+    names: set[str] = set()
+    for each in [path] if isinstance(path, str) else path:
+        if recursive or (not assume_literal and may_match(fs, each)):
+            with suppress(FileNotFoundError):
+                found = await expand(fs, each, recursive, maxdepth, literal=assume_literal)
+                names.update(fs._strip_protocol(path_of(entry)) for entry in found.entries)
+        else:
+            names.add(fs._strip_protocol(each))
+    if not names:
+        raise not_found_error(path)
+    return sorted(names)
 
 
 def not_found_error(path: Any) -> ObjectNotFoundError:

@@ -78,6 +78,27 @@ def test_listing_during_a_deletion() -> None:
             assert len(server.heard) == 1
 
 
+def test_deletion_during_a_listing() -> None:
+    """A listing is not kept if another thread has deleted an object while it came."""
+    names = ["a", "b"]
+
+    def answer(heard: Heard) -> Answer:
+        if heard.method == "DELETE":
+            return 204, {}, b""
+        objects = "".join(f"<Contents><Key>d/{name}</Key><Size>1</Size>{WHEN}</Contents>" for name in names)
+        if len(names) == 2:
+            names.remove("a")
+            sync(fs.loop, fs._rm_file, "bucket/d/a")
+        return 200, {}, f"<ListBucketResult><Name>bucket</Name>{objects}</ListBucketResult>".encode()
+
+    with listening(answer) as server:
+        fs = CSXFileSystem(key="key", secret="a-secret", endpoint_url=server.url, skip_instance_cache=True)
+        assert fs.ls("bucket/d") == ["bucket/d/a", "bucket/d/b"]
+        for _ in range(2):
+            assert fs.ls("bucket/d") == ["bucket/d/b"]
+        assert len(server.heard) == 3
+
+
 @pytest.mark.slow
 def test_replaced_object(store: Store) -> None:
     """An object that another program replaced after a listing is the new one, and can be opened again."""

@@ -472,6 +472,15 @@ def test_names_of_buckets(moto_store: Store, url: str) -> None:
                 call(wrong)
 
 
+def test_expanded_paths(moto_store: Store) -> None:
+    """A folder of exactly that name is no pattern, and a pattern that matches nothing is left out."""
+    moto_store.fill({"a": b"1", "d[1]/m": b"2", "d[1]/n/o": b"3", "p//q": b"4"})
+    fs, path = moto_store.fs, moto_store.path
+    assert fs.expand_path(path("d[1]"), recursive=True, maxdepth=1) == [path("d[1]"), path("d[1]/m"), path("d[1]/n")]
+    assert fs.expand_path([path("a"), path("no*")], recursive=True) == [path("a")]
+    assert fs.expand_path(path("p"), recursive=True) == [path("p"), path("p//q")]
+
+
 # -- requests ---
 
 
@@ -498,6 +507,7 @@ def test_requests_for_names(moto_store: Store, tmp_path: Path) -> None:
     assert requests(lambda: fs.glob(plain)) == ["HeadObject"]
     assert requests(lambda: fs.glob(moto_store.path("d/*"))) == ["HeadObject", "ListObjectsV2"]
     assert requests(lambda: fs.cat(moto_store.path("d/*"))) == ["HeadObject", "ListObjectsV2", "GetObject"]
+    assert requests(lambda: fs.expand_path(moto_store.path("d/*"), recursive=True)) == ["HeadObject", "ListObjectsV2"]
     assert requests(lambda: fs.get(moto_store.path("d"), f"{target}-d", recursive=True)) == [
         "ListObjectsV2",
         "HeadObject",

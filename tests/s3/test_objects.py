@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import mimetypes
 import os
 import time
+import weakref
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 from conftest import recorded_requests
 from proxy import Fault, FaultProxy, error_answer, through
@@ -51,6 +54,26 @@ def test_no_bytes_of_an_object(fs: CSXFileSystem, bucket: str) -> None:
     """A memory of no bytes is filled from anywhere in an object."""
     fs.pipe_file(f"{bucket}/object", b"abc")
     assert fs.readinto_objects([(f"{bucket}/object", at, memoryview(b""), 3) for at in (0, 1, 3)]) == [3, 3, 3]
+
+
+def test_memory_is_freed_without_a_garbage_collection(fs: CSXFileSystem, folder: str) -> None:
+    """What many objects were read into is freed when the last thread has ended its request."""
+    memories = [np.zeros(960, np.uint8) for _ in NAMES]
+    freed = [weakref.ref(memory) for memory in memories]
+    gc.collect()
+    gc.disable()
+    try:
+        wanted = [
+            (f"{folder}/{name}", 0, memoryview(memory), 960) for name, memory in zip(NAMES, memories, strict=True)
+        ]
+        fs.readinto_objects(wanted)
+        del memories, wanted
+        deadline = time.monotonic() + 60
+        while any(each() is not None for each in freed) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not any(each() is not None for each in freed)
+    finally:
+        gc.enable()
 
 
 def test_small_objects(fs: CSXFileSystem, folder: str, caplog: pytest.LogCaptureFixture) -> None:

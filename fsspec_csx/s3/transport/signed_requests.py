@@ -109,7 +109,7 @@ class SignedRequests(Generic[R]):
         self._loops = [SocketLoop(transfer.in_thread, transfer.exchange.limit) for _ in range(number)]
         self._local = LocalCalls()
         self._tasks: list[asyncio.Future[None]] = []
-        self._slow = SlowConnections(lambda: bool(self._queue))
+        self._slow = SlowConnections(self._queue)  # a function of ``self`` would keep the memory of the requests
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._refused, self._refusals = False, 0
         self._invalid_responses = 0  # how many consecutive responses were not valid for their requests

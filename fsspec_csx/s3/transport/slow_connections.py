@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from statistics import median
 from typing import Any
@@ -63,13 +63,9 @@ class Attempt:
 
 
 class SlowConnections:
-    """Shuts down slow connections of one transfer: few, and only when no more requests wait to start.
+    """Shuts down slow connections of one transfer: few, and only when no more requests are ``waiting`` to start."""
 
-    Args:
-        waiting: returns whether requests wait.
-    """
-
-    def __init__(self, waiting: Callable[[], bool]) -> None:
+    def __init__(self, waiting: Collection[Any]) -> None:
         self._waiting = waiting
         self._running: set[Attempt] = set()
         self._taken: list[tuple[float, int]] = []  # seconds and bytes of the finished requests
@@ -92,7 +88,7 @@ class SlowConnections:
         while self._left:
             await asyncio.sleep(_LOOK_SECONDS)
             taken = list(self._taken)
-            if self._waiting() or len(taken) < _PEERS:
+            if self._waiting or len(taken) < _PEERS:
                 continue
             seconds, length = median(each[0] for each in taken), median(each[1] for each in taken)
             for attempt in list(self._running):
