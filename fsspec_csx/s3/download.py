@@ -216,15 +216,17 @@ async def readinto_objects(
         found[number] = await retry_if_changed(lambda: _readinto_object(fs, wanted[number]))
         advance(len(wanted[number][2]))
 
-    small = [_small_read(fs, number, each) for number, each in enumerate(wanted) if len(each[2]) == each[3] <= _SMALL]
+    small = [number for number, each in enumerate(wanted) if len(each[2]) == each[3] <= _SMALL]
     if len(small) > _MANY:
 
         def finished(request: ObjectGet) -> None:
             body = request.body
             found[request.number] = body.length if body.total is None else body.total
+            body.forget_buffers()
             advance(len(wanted[request.number][2]))
 
-        await run_requests(fs, small, lambda request: read(request.number), finished)
+        requests = [_small_read(fs, number, wanted[number]) for number in small]
+        await run_requests(fs, requests, lambda request: read(request.number), finished)
     await gather_or_cancel(read(number) for number in range(len(wanted)) if number not in found)
     return [found[number] for number in range(len(wanted))]
 
@@ -240,17 +242,20 @@ def _small_read(fs: Any, number: int, wanted: ObjectRead) -> ObjectGet:
 async def _readinto_object(fs: Any, wanted: ObjectRead) -> int:
     path, start, memory, size = wanted
     found = PinnedObject(fs, path, None)
-    part = fs.request_size(len(memory))
+    part, probe = fs.request_size(len(memory)), RangeRequest(0, probing=True)
     if start or len(memory) != size:
         ranges = coalesce([(start, memory)], part)
         await fs.transfer.fetch(found.get, ranges)
-        return ranges[0].total or size if ranges else size
-    probe = RangeRequest(0, probing=True)
-    probe.add(0, 0, memory[:MIN_REQUEST])
-    await fs.transfer.fetch(found.get, [probe])
-    total = probe.length if probe.total is None else probe.total
-    if total == size:
-        ranges = coalesce([(MIN_REQUEST, memory[MIN_REQUEST:])], part, checksum_function(probe))
+        total = ranges[0].total or size if ranges else size
+    else:
+        probe.add(0, 0, memory[:MIN_REQUEST])
+        await fs.transfer.fetch(found.get, [probe])
+        total = probe.length if probe.total is None else probe.total
+        rest = memory[MIN_REQUEST:] if total == size else memory[:0]
+        ranges = coalesce([(MIN_REQUEST, rest)], part, checksum_function(probe))
         await fs.transfer.fetch(found.get, ranges)
-        verify_checksum(found, probe, memory[:MIN_REQUEST], ranges)
+        if total == size:
+            verify_checksum(found, probe, memory[:MIN_REQUEST], ranges)
+    for each in (probe, *ranges):
+        each.forget_buffers()
     return total

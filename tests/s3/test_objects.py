@@ -10,6 +10,7 @@ import os
 import time
 import weakref
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -21,6 +22,7 @@ from s3fs.utils import FileExpired
 from fsspec_csx.errors import ChecksumError, ObjectNotFoundError
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport import request_template
+from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST
 from fsspec_csx.testing import LocalS3
 
@@ -54,6 +56,23 @@ def test_no_bytes_of_an_object(fs: CSXFileSystem, bucket: str) -> None:
     """A memory of no bytes is filled from anywhere in an object."""
     fs.pipe_file(f"{bucket}/object", b"abc")
     assert fs.readinto_objects([(f"{bucket}/object", at, memoryview(b""), 3) for at in (0, 1, 3)]) == [3, 3, 3]
+
+
+def test_requests_that_have_ended_hold_no_memory(
+    fs: CSXFileSystem, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that was filled may be resized, though a thread may still refer to its request."""
+    kept = list[Any]()
+    init = RangeRequest.__init__
+    monkeypatch.setattr(RangeRequest, "__init__", lambda self, *a, **k: init(self, *a, **k) or kept.append(self))
+    for start, count in ((0, 1), (0, 5), (9, 5)):
+        memories = [bytearray(960 - start) for _ in range(count)]
+        found = zip(NAMES, memories, strict=False)
+        fs.readinto_objects([(f"{folder}/{name}", start, memoryview(memory), 960) for name, memory in found])
+        for name, memory in zip(NAMES, memories, strict=False):
+            memory.extend(b"more")
+            assert memory == data(name)[start:] + b"more"
+    assert len(kept) >= 11
 
 
 def test_memory_is_freed_without_a_garbage_collection(fs: CSXFileSystem, folder: str) -> None:
