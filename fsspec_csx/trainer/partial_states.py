@@ -72,6 +72,8 @@ class SaveCheckpointState(Callback):
     def on_load_checkpoint(self, trainer: Trainer, state_dict: dict[str, Any]) -> None:
         if "saved_checkpoints" in state_dict:
             self._count = state_validation.to_count(state_dict["saved_checkpoints"])
+            if self._count % self.k == 0:  # the loaded checkpoint may be uploaded only now
+                self._due.add(trainer.global_step)
 
     def on_after_save_checkpoint(self, trainer: Trainer, ckpt_path: str) -> None:
         if trainer.checkpoint.step_of(ckpt_path) not in self._due:

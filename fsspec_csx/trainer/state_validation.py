@@ -84,7 +84,7 @@ def difference(own: Any, found: Any, name: str) -> str | None:
 
 def _is_alike(own: Any, found: Any) -> bool:
     if isinstance(own, (bool, str)):
-        return isinstance(found, type(own))
+        return isinstance(found, bool if isinstance(own, bool) else str)
     if not isinstance(own, (int, float, torch.Tensor)):
         return True
     if isinstance(own, torch.Tensor) and own.numel() != 1:

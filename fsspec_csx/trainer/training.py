@@ -23,20 +23,20 @@ _TERMINATED = 128 + signal.SIGTERM
 
 @contextlib.contextmanager
 def deferred_sigterm() -> Iterator[list[int]]:
-    """Within the block, add SIGTERM to the list that this returns; the process exits at the end of the block.
+    """Within the block, add SIGTERM to the list that this returns; all processes exit together at its end.
 
     Spot machines and job schedulers send SIGTERM. Only the main thread can handle signals.
     """
     terminated: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield terminated
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: terminated.append(number))
+    handles = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: terminated.append(number)) if handles else None
     try:
         yield terminated
     finally:
-        signal.signal(signal.SIGTERM, before)
-    if terminated:  # after the last step
+        if handles:
+            signal.signal(signal.SIGTERM, before)
+    (ended,) = processes.any_process(bool(terminated))
+    if ended:  # after the last step
         sys.exit(_TERMINATED)
 
 

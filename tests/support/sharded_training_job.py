@@ -65,6 +65,14 @@ class At(Callback):
             self.action()
 
 
+class Terminated(Callback):
+    """Gets SIGTERM in one process when the training is complete."""
+
+    def on_fit_end(self, trainer: Trainer, loop: Any) -> None:
+        if dist.get_rank() == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+
 class StopError(Exception):
     """Ends a training in its midst."""
 
@@ -116,6 +124,10 @@ def resumed(root: str) -> dict[str, Any]:
         except (OSError, SystemExit) as error:
             found["ends"].append([isinstance(error, PermissionError), str(error)])
         os.environ.update(json.loads(os.environ["ADMIN"]))
+    try:
+        train(f"{root}/unused", Terminated(), steps=0)
+    except SystemExit as error:
+        found["terminated at the end"] = error.code
     return found
 
 

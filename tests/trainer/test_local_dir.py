@@ -295,6 +295,16 @@ def test_every_second_is_copied(on_s3: Run, monkeypatch: pytest.MonkeyPatch) -> 
     assert names == ["model_checkpoint_4.mdl", "model_checkpoint_8.mdl"]
 
 
+def test_copied_after_a_kill(on_s3: Run) -> None:
+    """The states are saved, also if a killed process left the checkpoint to be uploaded."""
+    on_s3.fit(4, SaveCheckpointState(2))
+    on_s3.forget_upload(4)
+    fs, path = fsspec.url_to_fs(f"{on_s3.root}/model_checkpoint_4.mdl")
+    fs.rm_file(path)
+    on_s3.fit(5, SaveCheckpointState(2))
+    assert load(f"{on_s3.root}/model_checkpoint_4.mdl", keys=["model"])
+
+
 def test_refused() -> None:
     """What is of several files, and what is no local folder or number."""
     wrong: list[dict[str, Any]] = [

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import warnings
+from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +305,30 @@ def test_other_keys_and_shapes(tmp_path: Path) -> None:
     assert bool((loaded["layers.0.weight"] == 0.5).all())
     assert not bool((loaded["layers.0.bias"] == 0.5).any())
     assert trainer.global_step == 3
+
+
+class Phase(str, Enum):
+    """A name that is a string."""
+
+    WARMUP = "warmup"
+
+
+def test_strings_of_another_class(tmp_path: Path) -> None:
+    """A program may have made an enumeration of a string that its scheduler's state holds; a number is refused."""
+
+    def scheduler(optimizer: torch.optim.Optimizer, phase: Any) -> Any:
+        made = torch.optim.lr_scheduler.StepLR(optimizer, 5)
+        made.phase = phase  # type: ignore[attr-defined]
+        return made
+
+    for saved, fits in (("warmup", True), (1, False)):
+        trainer, _ = made(str(tmp_path), steps=None, schedulers=partial(scheduler, phase=saved))
+        state = {"model": trainer.model.state_dict(), "schedulers": [trainer.schedulers[0].state_dict()]}
+        save(state, tmp_path / "x.mdl")
+        trainer, _ = made(str(tmp_path), steps=None, schedulers=partial(scheduler, phase=Phase.WARMUP))
+        with contextlib.nullcontext() if fits else pytest.raises(InvalidCheckpointError, match="phase"):
+            trainer.load_checkpoint(tmp_path / "x.mdl")
+        assert trainer.schedulers[0].phase == "warmup"
 
 
 def test_another_optimizer(tmp_path: Path) -> None:

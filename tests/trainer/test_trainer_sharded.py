@@ -53,6 +53,7 @@ def test_two_processes(environment: LocalS3, bucket: str) -> None:
         assert refused[0]
         assert "checkpoint_6.mdl/__1_0" in refused[1]
         assert terminated == [False, "143"]
+        assert report["terminated at the end"] == 143
     assert files(f"{root}/without").keys() == {"checkpoint_8.mdl"}
     for run, folder in itertools.product(("sharded", "copies"), ("checkpoint_3.mdl", "checkpoint_8.mdl")):
         manifest, first, second = sorted(files(f"{root}/{run}")[folder])
