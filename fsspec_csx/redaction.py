@@ -42,6 +42,7 @@ _SIGNED = re.compile(
     re.IGNORECASE,
 )
 _PASSWORD = re.compile(r"(://[^/@:\s]*:)([^/\s]+)@")
+_USER = re.compile(r"([a-z][a-z0-9+.-]*://)?.*@", re.IGNORECASE | re.DOTALL)
 # Arguments of filesystems in reprs of dicts, calls and JSON. The values are quoted, as these words also occur in
 # sentences.
 _QUOTED = re.compile(
@@ -92,12 +93,8 @@ def without_password(text: str) -> str:
 
 
 def without_user(url: str) -> str:
-    """Return a URL without user name and password."""
-    scheme, separator, rest = url.partition("://")
-    if not separator:  # the URL of a proxy may lack it
-        scheme, rest = "", scheme
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
+    """Return a proxy's URL without user name and password, also if it lacks a scheme or the password has a slash."""
+    return _USER.sub(r"\1", url)
 
 
 def redact(text: str) -> str:

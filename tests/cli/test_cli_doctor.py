@@ -256,6 +256,10 @@ def test_endpoint_behind_a_dead_proxy(server: LocalS3, closed_port: int) -> None
         assert f"127.0.0.1:{closed_port}" in seen["reachable"].text
         assert seen["proxy"].text == f"http://127.0.0.1:{closed_port} on the way to the endpoint"
         assert "password-of-proxy" not in str(seen)
+    for odd in ("http://user:pass/word-of-proxy@", "http:/user:word-of-proxy@", "user:pass://word-of-proxy@"):
+        seen = found(**server.storage_options(), config_kwargs={"proxies": {"http": f"{odd}127.0.0.1:{closed_port}"}})
+        assert failures(seen) == ["reachable"]
+        assert "word-of-proxy" not in str(seen)
 
 
 def test_endpoint_that_is_no_s3() -> None:

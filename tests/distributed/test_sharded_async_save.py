@@ -29,7 +29,7 @@ from fsspec_csx.errors import CheckpointPathError
 from fsspec_csx.tensors import snapshot
 from fsspec_csx.testing import LocalS3
 
-SECONDS = 30
+SECONDS = 250  # a busy machine may need many
 
 
 class Holding(Callback):  # type: ignore[misc]
@@ -215,13 +215,13 @@ def test_process_of_torch(server: LocalS3, bucket: str, aws_files: Path, monkeyp
     (aws_files / "credentials").write_text(f"[mine]\n{lines}")
     (aws_files / "config").write_text(f"[profile mine]\nendpoint_url={server.endpoint_url}\n")
     monkeypatch.setenv("JOB_PROFILE", "mine")
+    monkeypatch.setenv("DCP_USE_PREFIX_STORE", "1")  # else it takes a port that was free long before
     done = distributed_job.run("daemon", f"s3://{bucket}/run", 2)
     assert done.returncode == 0, done.stderr
     assert admin.secret_key not in done.stdout + done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs gloo")
 def test_killed_at_random(tmp_path: Path, bucket: str, environment: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that are killed at any moment of a save leave a whole checkpoint, of one step."""

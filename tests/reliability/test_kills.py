@@ -15,7 +15,6 @@ SEED, COUNT = 6, 12
 """With these, each operation is done once, and nearly all are ended."""
 
 
-@pytest.mark.timeout(600)
 def test_kills() -> None:
     """Whatever is killed, and whenever: nothing is lost, and the same operation, given again, does the rest."""
     outcomes = [*kills(SEED, COUNT)]

@@ -36,7 +36,7 @@ def cszoo(
         What it printed, and its exit status.
     """
     command = [*python(), "-m", "fsspec_csx", noun, *arguments]
-    report = {"capture_output": True, "text": True, "timeout": 90, "env": {**os.environ, **(environment or {})}}
+    report = {"capture_output": True, "text": True, "timeout": 250, "env": {**os.environ, **(environment or {})}}
     return subprocess.run(command, check=False, **{**report, **options})
 
 

@@ -33,12 +33,12 @@ def python() -> list[str]:
     is the command. What is not as in a process that was started: the modules that are there already, variables that are
     read when they are imported or when Python starts (but PYTHONDONTWRITEBYTECODE), and limits of resources.
     """
-    return [sys.executable, "-I", "-S", __file__, _server()] if hasattr(os, "pidfd_open") else [sys.executable]
+    return _command(_server()) if hasattr(os, "pidfd_open") else [sys.executable]
 
 
 @cache
 def _server() -> str:
-    """Start the process that forks. It ends with this one, however this ends, and removes the socket's folder.
+    """Start the process that forks, and wait until it does. It ends with this one, and removes the socket's folder.
 
     Returns:
         The path of the socket that it listens on.
@@ -64,7 +64,13 @@ def _server() -> str:
             start_new_session=True,
         )
     atexit.register(server.communicate)
+    # On a busy machine the imports take longer than a test waits for its command.
+    subprocess.run([*_command(address), "-c", ""], check=True)
     return address
+
+
+def _command(address: str) -> list[str]:
+    return [sys.executable, "-I", "-S", __file__, address]
 
 
 # -- in the process that forks -----------------------------------------------------------------------------------------

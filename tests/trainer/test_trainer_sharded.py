@@ -16,10 +16,7 @@ from fsspec_csx import load
 from fsspec_csx.testing import LocalS3
 from fsspec_csx.trainer import Checkpoint, KeepNCheckpoints
 
-pytestmark = [
-    pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed"),
-    pytest.mark.timeout(300),
-]
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 
 
 def files(root: str) -> dict[str, list[str]]:
