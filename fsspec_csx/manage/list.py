@@ -205,11 +205,11 @@ def _sharded(place: Directory, folder: str, files: Sequence[File]) -> ListedChec
         return None
     # A lone manifest is not a checkpoint, but the metadata of a small Cerebras checkpoint can hold all its values.
     is_alone = names <= {*manifests(names)} and not naming.listing_layout(names)
-    if is_alone and not any(map(naming.is_checkpoint, names)):
-        shards = naming.shards_in(place, place.scan(folder)[1])
-        if not shards:
-            return None
-        held += shards
+    is_spread = is_alone and any(layout.manifest in names for layout in layouts())
+    shards = naming.shards_in(place, place.scan(folder)[1]) if is_spread else []
+    if is_alone and not shards and not any(map(naming.is_checkpoint, names)):
+        return None
+    held += shards
     name = folder.rstrip("/")
     modified = max((file.modified for file in held if file.modified), default=None)
     size = sum(file.size or 0 for file in held)

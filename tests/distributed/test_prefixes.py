@@ -40,6 +40,14 @@ def test_names() -> None:
             distributed.StorageWriter("/x/y", prefix_count=wrong)  # type: ignore[arg-type]
 
 
+def test_listed_beside_a_model(tmp_path: Path) -> None:
+    """They also count in the size of a folder that has a model of Hugging Face."""
+    distributed.save({"x": torch.ones(3)}, tmp_path / "1", prefix_count=2)
+    fsspec_csx.save({"x": torch.ones(3)}, tmp_path / "1" / "model.safetensors")
+    sizes = [path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()]
+    assert [(each.files, each.size) for each in checkpoints(tmp_path)] == [(3, sum(sizes))]
+
+
 @pytest.mark.slow
 def test_every_command_finds_them(root: str) -> None:
     """Such a checkpoint is loaded, listed, verified, copied, moved, pruned and deleted as any other."""
