@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fsspec_csx.errors import EndpointError
@@ -164,7 +164,8 @@ class SignedRequests(Generic[R]):
 
     def _begin(self, number: int, turn: _Turn) -> Future[tuple[R | None, float]]:
         if self._loops and self._transfer.width > MIN_REQUESTS:
-            return self._loops[number % len(self._loops)].run(self._work(turn, shares_thread=True))
+            with suppress(OSError):  # too many open files for one more loop
+                return self._loops[number % len(self._loops)].run(self._work(turn, shares_thread=True))
         return self._transfer.in_thread(run_alone, self._work(turn))
 
     async def _forgive(self) -> None:

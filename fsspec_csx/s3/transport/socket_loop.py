@@ -81,6 +81,7 @@ class _Lane(Generic[T]):
         future: ends with them.
         descriptor: of the socket that they wait for, or None.
         deadline: when that wait ends with an error.
+        call: that they wait for, and its thread's future; or None.
     """
 
     def __init__(self, steps: Steps[T]) -> None:
@@ -89,6 +90,7 @@ class _Lane(Generic[T]):
         self.descriptor: int | None = None
         self.event = 0
         self.deadline = float("inf")
+        self.call: tuple[Callable[[], Any], Future[Any]] | None = None
 
 
 class SocketLoop:
@@ -104,7 +106,7 @@ class SocketLoop:
         self._tick = _TICK_SECONDS if limit is None else min(_TICK_SECONDS, limit / 4)
         self._lock = threading.Lock()
         self._continuing: deque[tuple[_Lane[Any], _Continuation]] = deque()
-        self._left = 0  # how many lanes have not ended
+        self._lanes: set[_Lane[Any]] = set()  # that have not ended
         self._wake: int | None = None  # the end of a pipe to write to; None while no thread runs
         self._poll: Any = None
         self._waiting: dict[int, _Lane[Any]] = {}  # by the descriptor of the socket
@@ -114,13 +116,14 @@ class SocketLoop:
 
         Raises:
             RuntimeError: if no thread can be started.
+            OSError: if too many files are open.
         """
         lane = _Lane(steps)
         lane.future.set_running_or_notify_cancel()  # so that only the thread ends it
         with self._lock:
             if self._wake is None:
                 self._start()
-            self._left += 1
+            self._lanes.add(lane)
         self._continue(lane, functools.partial(steps.send, None))
         return lane.future
 
@@ -146,13 +149,16 @@ class SocketLoop:
         self._poll.register(receiver, select.POLLIN)
         checked = time.monotonic()
         while not self._ended(receiver, wake):
-            for descriptor, _ in self._poll.poll(self._tick * 1000):
+            ready = self._poll.poll(self._tick * 1000)
+            for descriptor, _ in ready:
                 if descriptor == receiver:
                     os.read(receiver, 4096)
                     while self._continuing:
                         self._step(*self._continuing.popleft())
                 elif (lane := self._waiting.get(descriptor)) is not None:
                     self._step(lane, functools.partial(lane.steps.send, None))
+            if not ready:
+                self._make_calls()
             if (now := time.monotonic()) - checked > self._tick:
                 checked = now
                 self._end_late(now)
@@ -160,7 +166,7 @@ class SocketLoop:
     def _ended(self, receiver: int, wake: int) -> bool:
         """Return whether no lane is left; then another one starts another thread."""
         with self._lock:
-            if self._left:
+            if self._lanes:
                 return False
             self._wake = None
         os.close(receiver)
@@ -175,12 +181,12 @@ class SocketLoop:
                 self._wait(lane, wait)
             else:
                 self._forget(lane)
-                self._in_thread(self._call, lane, wait)
+                lane.call = wait, self._in_thread(self._call, lane, wait)
         except BaseException as error:
             self._forget(lane)
             lane.steps.close()
             with self._lock:
-                self._left -= 1
+                self._lanes.discard(lane)
             if isinstance(error, StopIteration):
                 lane.future.set_result(error.value)
             else:
@@ -190,9 +196,9 @@ class SocketLoop:
         descriptor = wait.socket.fileno()
         if lane.descriptor != descriptor or lane.event != wait.event:
             self._forget(lane)
+            self._poll.register(descriptor, wait.event)
             lane.descriptor, lane.event = descriptor, wait.event
             self._waiting[descriptor] = lane
-            self._poll.register(descriptor, wait.event)
         lane.deadline = float("inf") if self._limit is None else time.monotonic() + self._limit
 
     def _forget(self, lane: _Lane[Any]) -> None:
@@ -201,6 +207,13 @@ class SocketLoop:
             del self._waiting[lane.descriptor]
             self._poll.unregister(lane.descriptor)
             lane.descriptor = None
+
+    def _make_calls(self) -> None:
+        """Make the calls that no thread has begun: all may be taken by such loops, and no more can be started."""
+        for lane in list(self._lanes):
+            call, lane.call = lane.call, None
+            if call is not None and call[1].cancel():
+                self._call(lane, call[0])
 
     def _call(self, lane: _Lane[Any], function: Callable[[], Any]) -> None:
         self._continue(lane, _called(lane.steps, function))

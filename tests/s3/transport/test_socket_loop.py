@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -96,6 +97,50 @@ def test_errors(pool: ThreadPoolExecutor) -> None:
         assert answered.result(60) == b"a"
         assert isinstance(failed.exception(60), KeyError)
         assert isinstance(stalled.exception(60), TimeoutError)
+
+
+def test_few_threads() -> None:
+    """Loops make the calls themselves where no other thread can begin them."""
+    with ThreadPoolExecutor(2) as pool:
+        loops = [SocketLoop(pool.submit, 0.4) for _ in range(2)]
+
+        def calling() -> Steps[int]:
+            first = yield lambda: 1
+            return first + (yield lambda: 2)  # type: ignore[no-any-return]
+
+        futures = [loop.run(calling()) for loop in loops for _ in range(5)]
+        assert [each.result(60) for each in futures] == [3] * 10
+
+
+def test_closed_sockets(pool: ThreadPoolExecutor) -> None:
+    """Steps that wait for a closed socket fail, and no others."""
+    loop, (here, there) = SocketLoop(pool.submit, 60), socket.socketpair()
+
+    def wrong() -> Steps[None]:
+        closed = socket.socket()
+        closed.close()
+        yield Ready(closed, select.POLLIN)
+
+    with here, there:
+        answered = loop.run(received(here))
+        with pytest.raises((ValueError, OSError)):
+            loop.run(wrong()).result(60)
+        there.sendall(b"a")
+        assert answered.result(60) == b"a"
+
+
+def test_too_many_open_files(fs: CSXFileSystem, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without descriptors for a loop, each connection has its thread."""
+    objects = {f"{bucket}/{number}": b"%d" % number for number in range(30)}
+
+    def refused() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    fs.connect()
+    monkeypatch.setattr(os, "pipe", refused)
+    with fs.transfer.slots.fixed(FAR):
+        fs.pipe(objects)
+        assert fs.cat(list(objects)) == objects
 
 
 def test_descriptors_that_are_used_again(pool: ThreadPoolExecutor) -> None:
