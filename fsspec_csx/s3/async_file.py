@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import logging
@@ -13,7 +14,7 @@ from fsspec.asyn import AbstractAsyncStreamedFile
 from s3fs.core import version_id_kw
 
 from fsspec_csx.s3.appending import check_absent
-from fsspec_csx.s3.exit_calls import Opening
+from fsspec_csx.s3.exit_calls import Error, Opening
 from fsspec_csx.s3.file import check_open, part_writer
 from fsspec_csx.s3.interrupt import run_in_thread
 from fsspec_csx.s3.transport.call_scope import finish_despite_cancel
@@ -158,7 +159,7 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
             if self.closed:
                 return
             if error := self._opening.leaving_exception():
-                await self._end()
+                await self._end(error)
                 self._opening.report(error)
                 return
             condition = {"IfNoneMatch": "*"} if "x" in self.mode else {}
@@ -168,9 +169,12 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
 
     async def discard(self) -> None:
         """Discard what was written: the former object stays, and the multipart upload is aborted."""
+        await self._discard(None)
+
+    async def _discard(self, error: Error | None) -> None:
         async with self._turn:
             if not self.closed:
-                await self._end()
+                await self._end(error)
 
     async def commit(self) -> None:
         await self.close()
@@ -179,7 +183,7 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         if error is None:
             await self.close()
         elif not self.closed:
-            await self.discard()
+            await self._discard(error)
             self._opening.warn_if_silent(error)
 
     def __del__(self) -> None:
@@ -198,13 +202,20 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
                 work()
             else:
                 await run_in_thread(work, self._writer.stop)
-        except BaseException:
-            await self._end()
+        except BaseException as error:
+            await self._end(error)
             raise
 
-    async def _end(self) -> None:
+    async def _end(self, error: Error | None) -> None:
+        """Abort the upload because of this error, if there is one."""
         self.closed = True
-        try:
-            await finish_despite_cancel(self._writer.abandon(), _ABORT_SECONDS)
-        except Exception as error:  # the first error must not be hidden
-            logger.warning("The unfinished upload to s3://%s could not be aborted: %s", self.path, error)
+        cancelled = asyncio.CancelledError in (error, type(error))
+        abort = asyncio.ensure_future(self._writer.abandon())
+        abort.add_done_callback(self._warn_of_failure)
+        with contextlib.suppress(Exception):  # the first error must not be hidden
+            await finish_despite_cancel(abort, _ABORT_SECONDS, cancelled=cancelled)
+
+    def _warn_of_failure(self, abort: asyncio.Future[None]) -> None:
+        reason = f"it took more than {_ABORT_SECONDS:g} s." if abort.cancelled() else abort.exception()
+        if reason is not None:
+            logger.warning("The unfinished upload to s3://%s could not be aborted: %s", self.path, reason)

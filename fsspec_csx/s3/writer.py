@@ -169,11 +169,7 @@ class PartWriter:
             self._begin()
 
     def finish(self, **conditions: Any) -> Any:
-        """Publish the object and return the server's answer.
-
-        Args:
-            conditions: of PutObject and CompleteMultipartUpload, such as ``IfNoneMatch``.
-        """
+        """Publish the object, on conditions such as ``IfNoneMatch``, and return the server's answer."""
         self._add_joined()
         if self.upload is None and not self.copied:
             payload, _ = self._payload()
@@ -325,6 +321,8 @@ class PartWriter:
             unsent = self._failure is not None or future.cancelled()  # a thread may still be sending it
             if not unsent and sum(map(len, self._free)) < self._transfer.room:  # else other files need the memory
                 self._free += lent
+            if not self._in_flight:
+                del self._free[1:]  # the file may stay open although nothing more is written
 
     def _note_failure(self, future: Future[Any]) -> None:
         with self._changed:

@@ -174,19 +174,29 @@ def test_not_published(server: LocalS3, fs: CSXFileSystem, path: str, size: int,
     assert left(fs, path) == (b"old", [])
 
 
-def test_abort_at_a_silent_server(server: LocalS3, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore::fsspec_csx.errors.DiscardedFileWarning")
+@pytest.mark.parametrize("when", ["while it aborts", "in its block", "in a write"])
+def test_abort_at_a_silent_server(
+    server: LocalS3, path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, when: str
+) -> None:
     """A task that is cancelled, as at the end of the event loop, does not wait for a server that is silent."""
     monkeypatch.setattr("fsspec_csx.s3.async_file._ABORT_SECONDS", 0.1)
-    silence, ended = threading.Event(), list[bool]()
+    silence, written, ended = threading.Event(), threading.Event(), list[bool]()
 
     async def write(afs: CSXFileSystem) -> None:
         async with await afs.open_async(path, "wb", block_size=BLOCK) as file:
             await file.write(DATA)
-            raise ValueError("stop")
+            if when == "while it aborts":
+                raise ValueError("stop")
+            written.set()
+            while when == "in a write":
+                await file.write(DATA)
+                await asyncio.sleep(0)
+            await asyncio.sleep(3600)
 
     async def work(proxy: FaultProxy, afs: CSXFileSystem) -> None:
         task = asyncio.create_task(write(afs))
-        while not proxy.made("DELETE"):
+        while not written.is_set() and not proxy.made("DELETE"):
             await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -199,6 +209,7 @@ def test_abort_at_a_silent_server(server: LocalS3, path: str, monkeypatch: pytes
             run(server, functools.partial(work, proxy), endpoint_url=proxy.url)
         finally:
             silence.set()
+    assert "could not be aborted: it took more than 0.1 s" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore::fsspec_csx.errors.DiscardedFileWarning")

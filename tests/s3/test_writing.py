@@ -371,7 +371,7 @@ def test_files_share_the_memory_of_copies(server: LocalS3, folder: str, proxy: F
         fs.open(f"{folder}/first", "wb", block_size=BLOCK) as first,
         fs.open(f"{folder}/second", "wb", block_size=BLOCK) as second,
     ):
-        first.write(bytes(8 * BLOCK))
+        first.write(bytearray(8 * BLOCK))
         second.write(bytes(BLOCK))
         assert fs.transfer.room == BLOCK  # the last part of the first waits for more data
         first.write(bytes(MIB))
@@ -380,6 +380,8 @@ def test_files_share_the_memory_of_copies(server: LocalS3, folder: str, proxy: F
         second.write(bytes(MIB))
         assert not second._writer._has_room(BLOCK)
         released.set()
+        first._writer._wait_until(lambda: not first._writer._in_flight)
+        assert sum(map(len, first._writer._free)) <= BLOCK  # a file that is open and not written to keeps one buffer
     assert fs.transfer.room == 8 * BLOCK
     assert fs.cat(f"{folder}/", recursive=True) == {
         f"{folder}/first": bytes(8 * BLOCK + MIB),

@@ -103,32 +103,33 @@ def cleanup_scope() -> contextlib.AbstractContextManager[None]:
     return using(scope=None)
 
 
-async def finish_despite_cancel(awaitable: Awaitable[T], seconds: float | None = None) -> T:
+async def finish_despite_cancel(awaitable: Awaitable[T], seconds: float | None = None, *, cancelled: bool = False) -> T:
     """Await something to its end; a cancellation, also by the end of the event loop, takes effect afterwards.
 
     Args:
         seconds: the most time that it may take after a cancellation.
+        cancelled: whether the caller was cancelled before.
     """
     from fsspec_csx.s3.transport.compat import unregister_task  # imported here, as it imports aiobotocore
 
     task = asyncio.ensure_future(awaitable)
     if isinstance(task, asyncio.Task):
         unregister_task(task)
-    cancelled: asyncio.CancelledError | None = None
+    cancellation: asyncio.CancelledError | None = None
     timer: asyncio.TimerHandle | None = None
     while not task.done():
+        if timer is None and seconds is not None and (cancelled or cancellation is not None):
+            timer = task.get_loop().call_later(seconds, task.cancel)
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError as error:
-            if timer is None and seconds is not None:
-                timer = task.get_loop().call_later(seconds, task.cancel)
-            cancelled = error
+            cancellation = error
     if timer is not None:
         timer.cancel()  # or it keeps the task until then
-    if cancelled is not None:
+    if cancellation is not None:
         if not task.cancelled():
             task.exception()  # otherwise asyncio reports it as never retrieved
-        raise cancelled
+        raise cancellation
     return task.result()
 
 
