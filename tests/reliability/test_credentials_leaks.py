@@ -17,12 +17,14 @@ from urllib.parse import quote, unquote
 import fsspec
 import pytest
 import torch
+from listener import listening
 from proxy import Fault, FaultProxy, error_answer, fault_proxy
 from secrets_shown import CUSTOMER_KEY, TOKEN, Seen, all_logs
 
 import fsspec_csx
 from fsspec_csx import redaction
 from fsspec_csx.cli import main
+from fsspec_csx.errors import EndpointError
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
@@ -242,6 +244,33 @@ def test_forms_of_secrets(text: str) -> None:
 def test_what_is_no_secret_stays(text: str) -> None:
     """Names and messages that only look alike are left as they are."""
     assert redaction.redact(text) == text
+
+
+def test_refusal_of_a_proxy(seen: Seen) -> None:
+    """The error of a proxy, whose traceback shows each of its causes, has no password of the proxy."""
+    with listening(lambda heard: (407, {}, b"")) as proxy:
+        named = {"https": proxy.url.replace("//", f"//someone:{PROXY_PASSWORD}@")}
+        options = {"proxies": named, "retries": {"max_attempts": 0}}
+        fs = fsspec.filesystem("s3", key="a", secret="b", endpoint_url="https://127.0.0.1:9", config_kwargs=options)
+        with pytest.raises(EndpointError) as caught:
+            fs.ls("")
+        assert proxy.heard
+    error: BaseException | None = caught.value
+    assert "407" in "".join(traceback.format_exception(error))
+    seen.note("".join(traceback.format_exception(error)))
+    while error is not None:
+        seen.note(repr(error))
+        error = error.__cause__ or error.__context__
+    assert PROXY_PASSWORD not in seen.text.getvalue()
+    assert "Basic" not in seen.text.getvalue()
+
+
+def test_forms_of_proxies() -> None:
+    """The URL of a proxy loses its user and its password, whatever its form and the characters in the password."""
+    for scheme in ("http://", "HTTPS://", "socks5h://", ""):
+        for secret in ("someone:password", "password", ":password", "me:pass/word", "me@corp:p@ss?w#o:rd", ""):
+            shown = redaction.without_user(f"{scheme}{secret}@127.0.0.1:1")
+            assert shown == f"{scheme}127.0.0.1:1"
 
 
 # -- what is kept, and carried to other processes -------------------------------------------------------------------

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import socketserver
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import fsspec
 import pytest
 import trustme
 from botocore.awsrequest import AWSRequest
-from botocore.exceptions import SSLError
+from botocore.exceptions import InvalidConfigError, SSLError
 from listener import listening
 from urllib3.exceptions import InsecureRequestWarning
 
@@ -170,3 +172,41 @@ def test_https_after_http(server: LocalS3, secure_server: tuple[LocalS3, Path]) 
     asyncio.run(ask(secure.endpoint_url, str(authority)))
     with pytest.raises(SSLError):
         asyncio.run(ask(secure.endpoint_url, True))
+
+
+def test_empty_name_of_a_bundle(secure_server: tuple[LocalS3, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle whose name is empty is refused, not taken for the wish to verify nothing."""
+    server, _ = secure_server
+    with pytest.raises(UntrustedCertificateError, match="AWS_CA_BUNDLE"):
+        BoundedHTTPSession(verify="")
+    monkeypatch.setenv("AWS_CA_BUNDLE", "")
+    for operation in OPERATIONS.values():
+        with pytest.raises((UntrustedCertificateError, InvalidConfigError)):  # newer releases of botocore refuse it
+            operation(client(server.endpoint_url, server))
+
+
+def test_certificate_behind_a_proxy(server: LocalS3) -> None:
+    """Certificates are verified through a proxy too, for requests by aiohttp and by threads."""
+    context, heard = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), []
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+
+    class Tunnel(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while self.rfile.readline().strip():
+                pass
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            with contextlib.suppress(OSError), context.wrap_socket(self.request, server_side=True) as secured:
+                heard.append(secured.recv(9))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Tunnel) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever, args=(0.05,))
+        thread.start()
+        options = {"proxies": {"https": f"http://127.0.0.1:{proxy.server_address[1]}"}}
+        try:
+            for operation in ("buckets", "info", "cat", "pipe"):
+                with pytest.raises(UntrustedCertificateError):
+                    OPERATIONS[operation](client("https://127.0.0.1:9", server, config_kwargs=options))
+        finally:
+            proxy.shutdown()
+            thread.join()
+    assert not any(heard)

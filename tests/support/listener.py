@@ -66,7 +66,7 @@ def listening(
             self.end_headers()
             self.wfile.write(report)
 
-        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = serve  # noqa: N815
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_CONNECT = serve  # noqa: N815
 
         def log_message(self, format: str, *args: object) -> None:
             pass

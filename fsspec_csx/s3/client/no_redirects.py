@@ -12,9 +12,14 @@ from urllib.parse import urlsplit
 from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
+from aiohttp import ClientResponseError, RequestInfo
 from botocore import exceptions as boto
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
+from fsspec_csx.errors import UntrustedCertificateError
 from fsspec_csx.private_names import release
+from fsspec_csx.redaction import without_user
 from fsspec_csx.s3.transport import bounded_body, compat
 from fsspec_csx.s3.transport.failures import InvalidResponseError, RedirectedError
 
@@ -29,6 +34,9 @@ class BoundedHTTPSession(AIOHTTPSession):  # type: ignore[misc]
     """
 
     def __init__(self, verify: bool | str = True, proxies: Any = None, **options: Any) -> None:
+        if verify == "":  # old releases of botocore would then verify nothing
+            msg = "The name of the bundle of certificates is empty."
+            raise UntrustedCertificateError(msg, "Unset AWS_CA_BUNDLE, or name a file of certificates.")
         super().__init__(verify=verify, proxies=proxies, **options)
         self._plain: AIOHTTPSession | None = None
         if verify and not proxies:
@@ -61,6 +69,19 @@ class BoundedHTTPSession(AIOHTTPSession):  # type: ignore[misc]
     async def _get_session(self, proxy_url: Any) -> Any:
         return _Guard(await super()._get_session(proxy_url))
 
+    def _get_ssl_context(self) -> Any:
+        return _checking_names(super()._get_ssl_context())
+
+    def _setup_proxy_ssl_context(self, proxy_url: Any) -> Any:
+        # Old releases of aiobotocore return None, and then verify no certificate through a proxy.
+        return super()._setup_proxy_ssl_context(proxy_url) or self._get_ssl_context()
+
+
+def _checking_names(context: Any) -> Any:
+    """Let a context of TLS check the name of the host, which it does not in old releases of aiobotocore."""
+    context.check_hostname = True
+    return context
+
 
 class _Guard:
     """Wraps an aiohttp session: limits each response, and follows no redirects."""
@@ -69,7 +90,13 @@ class _Guard:
         self._session = session
 
     async def request(self, method: str, **kwargs: Any) -> Any:
-        return await bounded_body.received(method, self._session.request(method, **kwargs, allow_redirects=False))
+        try:
+            return await bounded_body.received(method, self._session.request(method, **kwargs, allow_redirects=False))
+        except ClientResponseError as error:  # it shows the URL of a proxy, with its password
+            url = URL(without_user(str(error.request_info.real_url)))
+            error.request_info = RequestInfo(url, method, CIMultiDictProxy(CIMultiDict()), url)
+            error.args = (error.request_info, error.history)
+            raise
 
 
 class NoRedirectSession(AioSession):  # type: ignore[misc]
@@ -114,7 +141,7 @@ def _guard_fetcher(fetcher: Any) -> None:
     connections = compat.connections_of(fetcher)
     if "send" in vars(connections):
         return
-    connect, send = connections._get_session, connections.send
+    connect, send, make_context = connections._get_session, connections.send, connections._get_ssl_context
 
     async def get_session(proxy_url: Any) -> Any:
         return _Guard(await connect(proxy_url))
@@ -126,6 +153,7 @@ def _guard_fetcher(fetcher: Any) -> None:
         return response
 
     connections._get_session, connections.send = get_session, send_guarded
+    connections._get_ssl_context = lambda: _checking_names(make_context())
 
 
 def refuse_redirect(response: Any = None, **_: Any) -> None:

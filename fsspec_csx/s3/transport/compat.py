@@ -29,6 +29,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "aiobotocore.credentials:AioContainerProvider": ("_fetcher",),
     "aiobotocore.credentials:AioInstanceMetadataProvider": ("_role_fetcher",),
     "aiobotocore.endpoint:AioEndpoint._do_get_response": ("_response_parser_factory", "create_parser"),
+    "aiobotocore.httpsession:AIOHTTPSession": ("_get_ssl_context", "_setup_proxy_ssl_context"),
     "aiobotocore.httpsession:AIOHTTPSession._get_session": (),
     "aiobotocore.httpsession:AIOHTTPSession.send": ("_get_session", "request"),
     "aiobotocore.session:AioSession._create_client": ("_get_internal_component",),
