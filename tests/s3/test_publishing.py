@@ -123,7 +123,7 @@ def test_dropped_unclosed(fs: CSXFileSystem, path: str, server: LocalS3, opener:
     """A file dropped without close keeps the old object, leaves no upload, and is warned of."""
     file = OPENERS[opener](fs, path, server)
     file.write(b"n" * size)  # type: ignore[attr-defined]
-    with pytest.warns(DiscardedFileWarning, match="not written"):
+    with pytest.warns(DiscardedFileWarning, match="It was not closed"):
         del file
         gc.collect()
     assert uploads(fs, path.split("/")[0]) == 0
