@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import weakref
 from collections.abc import Mapping
@@ -137,6 +138,8 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             # Finalizers run last to first: this one before that of s3fs, which closes the connections.
             weakref.finalize(self, discard_all, self.unfinished, self.aborting, os.getpid())
             self.transfer = self._make_transfer(client, None if before is None else self.transfer)
+            with contextlib.suppress(RuntimeError):  # reading a folder needs no thread
+                await asyncio.to_thread(int)  # local files have one before transfers take all that the system allows
             await self.get_s3()
         return client
 

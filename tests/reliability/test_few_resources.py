@@ -77,8 +77,9 @@ def test_little_suffices(
     assert (done.stdout, done.stderr) == ("done\n", "")
 
 
-def test_no_thread_at_all(environment: LocalS3, bucket: str, tmp_path: Path) -> None:
-    """Where not one thread can be had, that is what the error says, and no write is left half done."""
-    done = run(f"{bucket}/x", tmp_path / "x", THREADS.format(count=3), {})
+@pytest.mark.parametrize("count", [2, 3])
+def test_no_thread_at_all(environment: LocalS3, bucket: str, tmp_path: Path, count: int) -> None:
+    """Where not one thread can be had, to send or to write a local file, the error says so; no write is half done."""
+    done = run(f"{bucket}/x", tmp_path / "x", THREADS.format(count=count), {})
     assert done.returncode == 1
     assert "RuntimeError: No thread can be started to send and fetch bytes. Raise the limit" in done.stderr

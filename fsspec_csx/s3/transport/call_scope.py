@@ -20,6 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from fsspec_csx.s3.transport.request_context import current, using
 
+NO_THREAD = "No thread can be started to send and fetch bytes. Raise the limit of processes or of memory."
 T = TypeVar("T")
 
 
@@ -135,7 +136,12 @@ async def finish_despite_cancel(awaitable: Awaitable[T], seconds: float | None =
 
 async def in_thread(call: Callable[..., T], *args: Any) -> T:
     """Call a function in a thread; a cancellation takes effect after it has returned."""
-    return await finish_despite_cancel(asyncio.to_thread(call, *args))
+    try:
+        return await finish_despite_cancel(asyncio.to_thread(call, *args))
+    except RuntimeError as error:
+        if str(error) != "can't start new thread":
+            raise
+        raise RuntimeError(NO_THREAD) from error
 
 
 class ThreadedContext(Generic[T]):

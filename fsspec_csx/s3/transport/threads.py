@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from fsspec_csx.s3.transport.call_scope import NO_THREAD
 from fsspec_csx.s3.transport.event_loop import SHUTDOWN, TOO_LATE
 
 T = TypeVar("T")
@@ -94,5 +95,4 @@ class _Executor(ThreadPoolExecutor):
             super()._adjust_thread_count()
         except RuntimeError as error:
             if not self._threads:
-                msg = "No thread can be started to send and fetch bytes. Raise the limit of processes or of memory."
-                raise RuntimeError(msg) from error
+                raise RuntimeError(NO_THREAD) from error
