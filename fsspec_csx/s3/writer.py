@@ -42,7 +42,7 @@ class PartWriter:
         transfer: moves its bytes.
         work_for: makes the work of a coroutine, which the writer schedules.
         first_part: bytes of the first parts, if the caller chooses; at most the largest part that S3 allows. Otherwise
-            they have 8 MiB, or 5 MiB with a far store.
+            they have 5 MiB, or 8 MiB with a store that is known as near.
         growing: whether later parts may be larger, so that the object can reach 5 TiB.
         checked: whether to send checksums.
 
@@ -220,7 +220,8 @@ class PartWriter:
     def _choose(self) -> None:
         """Choose the size of the first parts, once, and divide what was written before by it."""
         chosen, self._chosen = self._chosen, True
-        if not chosen and self._growing and self._transfer.width > MIN_REQUESTS:
+        near = self._transfer.slots.is_near and self._transfer.width <= MIN_REQUESTS
+        if not chosen and self._growing and not near:
             self._first_part = self._part_size = LEAST_PART  # the same memory holds more small parts in flight
             payload, _ = self._payload()
             for memory in payload.parts():
@@ -321,8 +322,6 @@ class PartWriter:
             unsent = self._failure is not None or future.cancelled()  # a thread may still be sending it
             if not unsent and sum(map(len, self._free)) < self._transfer.room:  # else other files need the memory
                 self._free += lent
-            if not self._in_flight:
-                del self._free[1:]  # the file may stay open although nothing more is written
 
     def _note_failure(self, future: Future[Any]) -> None:
         with self._changed:

@@ -124,7 +124,7 @@ def test_max_concurrency(server: LocalS3, proxy: FaultProxy, fs: CSXFileSystem, 
     assert together.most == number
 
 
-@pytest.mark.parametrize(("options", "sizes"), [({}, [8, 8, 4]), ({"block_size": 6 * MIB}, [6, 6, 6, 2])])
+@pytest.mark.parametrize(("options", "sizes"), [({}, [5, 5, 5, 5]), ({"block_size": 6 * MIB}, [6, 6, 6, 2])])
 def test_block_size(
     server: LocalS3, proxy: FaultProxy, fs: CSXFileSystem, bucket: str, options: dict[str, Any], sizes: list[int]
 ) -> None:

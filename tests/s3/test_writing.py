@@ -138,7 +138,7 @@ def test_buffers(fs: CSXFileSystem, folder: str, kind: str, method: str) -> None
 
 
 def test_unknown_size(server: LocalS3, folder: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts have 8 MiB, or 5 MiB with a far store, whatever the pieces are; the order of the bytes is kept."""
+    """Parts have 5 MiB, or 8 MiB with a near store, whatever the pieces are; the order of the bytes is kept."""
     fs = through(proxy, server)
     fs.connect()
     pieces = [DATA[:100], DATA[100:3000], DATA[3000 : 6 * MIB], DATA[6 * MIB : 6 * MIB + 10], DATA[6 * MIB + 10 :]]
@@ -380,8 +380,6 @@ def test_files_share_the_memory_of_copies(server: LocalS3, folder: str, proxy: F
         second.write(bytes(MIB))
         assert not second._writer._has_room(BLOCK)
         released.set()
-        first._writer._wait_until(lambda: not first._writer._in_flight)
-        assert sum(map(len, first._writer._free)) <= BLOCK  # a file that is open and not written to keeps one buffer
     assert fs.transfer.room == 8 * BLOCK
     assert fs.cat(f"{folder}/", recursive=True) == {
         f"{folder}/first": bytes(8 * BLOCK + MIB),

@@ -97,6 +97,11 @@ class ConcurrencyLimit:
         return self.far or (self._answers > 0 and self._fastest >= _FAR_SECONDS)
 
     @property
+    def is_near(self) -> bool:
+        """Whether answers have shown that the store is not far."""
+        return self._answers >= _ANSWERS and not self.far
+
+    @property
     def _far_limit(self) -> int:
         return max(MIN_REQUESTS, min(_FAR, _FAR_OF_A_PROCESSOR * self.processors, self.most))
 
@@ -187,7 +192,7 @@ class RequestSlots:
     def fixed(self, number: int) -> Iterator[None]:
         """Fix the limit within the block; for measurements."""
         with self._lock:
-            before, self._limit = self._limit, _FixedLimit(most=number, limit=number)
+            before, self._limit = self._limit, _FixedLimit(most=number, limit=number, _answers=_ANSWERS)
         try:
             yield
         finally:
@@ -203,6 +208,11 @@ class RequestSlots:
     def seems_far(self) -> bool:
         """Whether the answers so far, perhaps only one, took long."""
         return self._limit.seems_far
+
+    @property
+    def is_near(self) -> bool:
+        """Whether answers have shown that the store is not far."""
+        return self._limit.is_near
 
     @property
     def exceeded(self) -> bool:
