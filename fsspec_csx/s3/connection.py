@@ -124,6 +124,8 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             ValueError: if the endpoint of the environment or the profile has a password in its URL.
         """
         if self._s3 is None or refresh:
+            with contextlib.suppress(RuntimeError):  # reading a folder needs no thread
+                await asyncio.to_thread(int)  # local files have one before transfers take all that the system allows
             async with self._sign_in_lock:
                 if self._s3 is None or refresh:
                     await self._sign_in(refresh)
@@ -138,8 +140,6 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             # Finalizers run last to first: this one before that of s3fs, which closes the connections.
             weakref.finalize(self, discard_all, self.unfinished, self.aborting, os.getpid())
             self.transfer = self._make_transfer(client, None if before is None else self.transfer)
-            with contextlib.suppress(RuntimeError):  # reading a folder needs no thread
-                await asyncio.to_thread(int)  # local files have one before transfers take all that the system allows
             await self.get_s3()
         return client
 
