@@ -20,7 +20,8 @@ from torch_files import equal, loaded, source_of
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.base import ON_CPU, ReadOptions
 from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.formats.torch_zip import plain
+from fsspec_csx.formats.torch_zip import pickle_bounds, plain
+from fsspec_csx.formats.torch_zip.storage_placement import StoragePlacer
 from fsspec_csx.tensors.lazy_object import LazyObject
 
 
@@ -183,6 +184,21 @@ def test_forged(change: str) -> None:
     assert (pickle == archive.pickle) == (change == "a version")
     assert built(data) is not None
     assert plain.load(forged, source_of(data), "file") is None
+
+
+@pytest.mark.parametrize("state", [b"}X\x04\x00\x00\x00madectorch\nbfloat16\ns", b"N}X\x01\x00\x00\x00xK\x01s\x86"])
+def test_no_name_has_a_state(state: bytes) -> None:
+    """No pickle sets an attribute of what a name stands for: all later pickles would have it, too."""
+    placer = StoragePlacer(source_of(DATA), "file", ON_CPU)
+    names = [*plain._Unpickler(archive_of(DATA), placer)._names, ("torch", "float16"), ("torch", "Tensor")]
+    names += pickle_bounds._REBUILD | {pickle_bounds._FROM_TYPE, ("other", "name")}
+    for name in names:
+        pickle = b"\x80\x02c%b\n%b\n%bb." % (name[0].encode(), name[1].encode(), state)
+        forged = replace(archive_of(DATA), pickle=pickle)
+        for unpickler in (plain._Unpickler(forged, placer), pickle_bounds._DryRun(pickle)):
+            with pytest.raises((AttributeError, KeyError, TypeError)):
+                unpickler.load()
+    assert loaded(saved(torch.ones(2, dtype=torch.float16))).dtype == torch.float16
 
 
 def test_skip_data(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ import re
 import struct
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -103,11 +103,15 @@ class ExcessError(pickle.UnpicklingError):
     """A pickle makes more than its size allows."""
 
 
-class StandIn:
-    """Stands for a class in a pickle, or for a storage class by its dtype; the pickle cannot call it."""
+def sealed(function: Any) -> Any:
+    """Return a function without the attributes of functions, which a pickle could set for all later pickles."""
+    return function.__call__
 
-    def __init__(self, made: Any) -> None:
-        self.made = made
+
+class StandIn(NamedTuple):
+    """Stands for a class in a pickle, or for a storage class by its dtype; it cannot be called or changed."""
+
+    made: Any
 
     def __call__(self) -> None:
         """Refuse to be called by the pickle."""
@@ -142,6 +146,7 @@ class Bounds:
             self.names |= {(module, name): function for name, function in made.items()}
             self.names[module, "complex"] = lambda real, imaginary: complex(real, imaginary)
             self.names |= {(module, kind.__name__): StandIn(kind) for kind in _FACTORIES}
+        self.names = {path: made if type(made) is StandIn else sealed(made) for path, made in self.names.items()}
 
     def take(self, value: Any) -> None:
         """Count the elements of an argument."""
@@ -224,16 +229,16 @@ class _DryRun(pickle.Unpickler):
         super().__init__(io.BytesIO(data))
         self.named: dict[str, None] = {}
         self._names = Bounds(len(data)).names
-        self._names["collections", "defaultdict"] = lambda *args: defaultdict()
+        self._names["collections", "defaultdict"] = sealed(lambda *args: defaultdict())
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a name."""
         module, name = torch_compat.renamed(module, name)
         self.named[f"{module}.{name}"] = None
         if (module, name) == _FROM_TYPE:
-            return _from_type
+            return sealed(_from_type)
         if (module, name) in _REBUILD:
-            return _rebuild
+            return sealed(_rebuild)
         if module.partition(".")[0] == "torch" and name.endswith(("Tensor", "Storage")):
             return _Memory
         return self._names.get((module, name), _Inert)

@@ -18,7 +18,7 @@ import torch
 from fsspec_csx.formats.base import ON_CPU, ReadOptions
 from fsspec_csx.formats.torch_zip import rebuilding, structure_limits
 from fsspec_csx.formats.torch_zip.archive import Archive
-from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, StandIn, scan
+from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, StandIn, scan, sealed
 from fsspec_csx.formats.torch_zip.rebuilding import refused
 from fsspec_csx.formats.torch_zip.storage_placement import ArchiveStorages, StoragePlacer
 from fsspec_csx.tensors import torch_compat
@@ -57,14 +57,13 @@ class _Unpickler(pickle.Unpickler):
         self.bounds = Bounds(len(archive.pickle))
         self._storages = ArchiveStorages(archive, placer)
         functions = rebuilding.functions(_storage_and_dtype, indexes=True)
-        self._rebuild = [functions["torch._utils", f"_rebuild_tensor_{version}"] for version in ("v2", "v3")]
-        self._names = {
-            **self.bounds.names,
-            **_NAMES,
-            **functions,
+        functions |= {
             ("torch._utils", "_rebuild_parameter_with_state"): _parameter_with_state,
             ("torch._tensor", "_rebuild_from_type_v2"): self._tensor_with_state,
         }
+        functions = {path: sealed(function) for path, function in functions.items()}
+        self._rebuild = [functions["torch._utils", f"_rebuild_tensor_{version}"] for version in ("v2", "v3")]
+        self._names = {**self.bounds.names, **_NAMES, **functions}
 
     def free(self) -> None:
         """Forget the functions of names: some are in a reference cycle with all storages."""
