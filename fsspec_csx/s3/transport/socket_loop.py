@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -138,17 +138,28 @@ class SocketLoop:
             raise
 
     def _continue(self, lane: _Lane[Any], proceed: _Continuation) -> None:
-        """Let the thread continue a lane; called in other threads, and only for lanes that have not ended."""
+        """Let the thread continue a lane, unless it has ended; called in other threads."""
         with self._lock:
-            self._continuing.append((lane, proceed))
-            assert self._wake is not None
-            os.write(self._wake, b"x")
+            if lane in self._lanes:
+                self._continuing.append((lane, proceed))
+                assert self._wake is not None
+                os.write(self._wake, b"x")
 
     def _loop(self, receiver: int, wake: int) -> None:
-        self._poll = select.poll()
+        try:
+            self._run_lanes(receiver)
+        except BaseException as error:  # such as a MemoryError
+            self._end_all(error)
+            raise
+        finally:
+            os.close(receiver)
+            os.close(wake)
+
+    def _run_lanes(self, receiver: int) -> None:
+        self._poll, self._waiting = select.poll(), {}
         self._poll.register(receiver, select.POLLIN)
         checked = time.monotonic()
-        while not self._ended(receiver, wake):
+        while not self._ended():
             ready = self._poll.poll(self._tick * 1000)
             for descriptor, _ in ready:
                 if descriptor == receiver:
@@ -163,15 +174,26 @@ class SocketLoop:
                 checked = now
                 self._end_late(now)
 
-    def _ended(self, receiver: int, wake: int) -> bool:
+    def _ended(self) -> bool:
         """Return whether no lane is left; then another one starts another thread."""
         with self._lock:
             if self._lanes:
                 return False
             self._wake = None
-        os.close(receiver)
-        os.close(wake)
         return True
+
+    def _end_all(self, error: BaseException) -> None:
+        """End all lanes with an error, when no thread uses their memory any more; a new lane starts another thread."""
+        with self._lock:
+            lanes, self._lanes, self._wake = self._lanes, set(), None
+            self._continuing.clear()
+        for lane in lanes:
+            if lane.call is not None and not lane.call[1].cancel():
+                wait([lane.call[1]])
+            if not lane.future.done():
+                lane.future.set_exception(error)
+        for lane in lanes:
+            lane.steps.close()
 
     def _step(self, lane: _Lane[Any], proceed: _Continuation) -> None:
         """Run a lane until it waits or ends."""
@@ -185,12 +207,12 @@ class SocketLoop:
         except BaseException as error:
             self._forget(lane)
             lane.steps.close()
-            with self._lock:
-                self._lanes.discard(lane)
             if isinstance(error, StopIteration):
                 lane.future.set_result(error.value)
             else:
                 lane.future.set_exception(error)
+            with self._lock:
+                self._lanes.discard(lane)
 
     def _wait(self, lane: _Lane[Any], wait: Ready) -> None:
         descriptor = wait.socket.fileno()

@@ -129,6 +129,50 @@ def test_closed_sockets(pool: ThreadPoolExecutor) -> None:
         assert answered.result(60) == b"a"
 
 
+def test_loop_that_fails(pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure of the loop, as for lack of memory, ends its steps, but none before its call; later ones work."""
+    fails, failed, called, released = (threading.Event() for _ in range(4))
+    ended = list[str]()
+
+    class Poll:
+        def __init__(self) -> None:
+            self._real = poll()
+            self.register, self.unregister = self._real.register, self._real.unregister
+
+        def poll(self, milliseconds: float) -> list[tuple[int, int]]:
+            if fails.is_set():
+                failed.set()
+                raise MemoryError
+            return self._real.poll(milliseconds)
+
+    def calling() -> Steps[object]:
+        def call() -> None:
+            called.set()
+            released.wait(60)
+            ended.append("call")
+
+        return (yield call)
+
+    poll = select.poll
+    monkeypatch.setattr(select, "poll", Poll)
+    loop, (here, there), (silent, other) = SocketLoop(pool.submit, 60), socket.socketpair(), socket.socketpair()
+    with here, there, silent, other:
+        stalled, busy = loop.run(received(silent)), loop.run(calling())
+        busy.add_done_callback(lambda _: ended.append("steps"))
+        assert called.wait(60)
+        fails.set()
+        there.sendall(b"a")
+        refused = loop.run(received(here))
+        assert failed.wait(60)
+        assert not busy.done()
+        released.set()
+        for each in (stalled, busy, refused):
+            assert isinstance(each.exception(60), MemoryError)
+        assert ended == ["call", "steps"]
+        fails.clear()
+        assert loop.run(received(here)).result(60) == b"a"
+
+
 def test_too_many_open_files(fs: CSXFileSystem, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without descriptors for a loop, each connection has its thread."""
     objects = {f"{bucket}/{number}": b"%d" % number for number in range(30)}
