@@ -24,7 +24,7 @@ from fsspec_csx.s3.client.error_mapping import FailedRequest, code_of, explain
 from fsspec_csx.s3.client.no_redirects import BoundedHTTPSession, NoRedirectSession, forbid_redirects
 from fsspec_csx.s3.file import CSXFile, discard_all
 from fsspec_csx.s3.interrupt import make_interruptible
-from fsspec_csx.s3.transport.call_scope import scope
+from fsspec_csx.s3.transport.call_scope import scope, to_thread
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS, fair_share
 from fsspec_csx.s3.transport.failures import NotStartedError
 from fsspec_csx.s3.transport.pool import Transfer
@@ -125,7 +125,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         """
         if self._s3 is None or refresh:
             with contextlib.suppress(RuntimeError):  # reading a folder needs no thread
-                await asyncio.to_thread(int)  # local files have one before transfers take all that the system allows
+                await to_thread(int)  # local files have one before transfers take all that the system allows
             async with self._sign_in_lock:
                 if self._s3 is None or refresh:
                     await self._sign_in(refresh)

@@ -12,7 +12,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem, sync_wrapper
 
-from fsspec_csx.s3.transport.call_scope import contained, finish_despite_cancel
+from fsspec_csx.s3.transport.call_scope import contained, finish_despite_cancel, to_thread
 from fsspec_csx.s3.transport.event_loop import is_on_loop, run_and_wait
 
 # Coroutines that run many tasks, by fsspec's names.
@@ -52,7 +52,7 @@ def walk(fs: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
 
 async def run_in_thread(work: Callable[[], Any], stop: Callable[[], object]) -> None:
     """Run work that waits for the event loop in a thread; an exception here stops the work, and waits for its end."""
-    running = asyncio.ensure_future(asyncio.to_thread(work))
+    running = asyncio.ensure_future(to_thread(work))
     try:
         await asyncio.shield(running)
     except BaseException:

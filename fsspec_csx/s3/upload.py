@@ -18,6 +18,7 @@ from fsspec_csx.s3.object_attributes import source_key
 from fsspec_csx.s3.part_copies import CopiedSpan
 from fsspec_csx.s3.part_sizes import part_size_for
 from fsspec_csx.s3.put_object import Call, put
+from fsspec_csx.s3.transport.call_scope import to_thread
 from fsspec_csx.s3.transport.request_body import (
     FileSliceBody,
     LocalFile,
@@ -104,7 +105,7 @@ async def put_file(
         local = LocalFile(descriptor, lpath)
         size = os.fstat(descriptor).st_size
         # Pipes and files of the kernel report no size before they are read.
-        memory = memoryview(b"" if size else await asyncio.to_thread(file.read))
+        memory = memoryview(b"" if size else await to_thread(file.read))
         size = size or len(memory)
         callback.set_size(size)
 
@@ -214,7 +215,7 @@ async def _same(kept: UploadedPart | None, payload: RequestBody | CopiedSpan) ->
     if isinstance(payload, CopiedSpan):
         return False
     try:
-        await asyncio.to_thread(payload.prepare)
+        await to_thread(payload.prepare)
     finally:
         payload.given_up = True
     return kept is not None and kept.crc64nvme == payload.crc64nvme

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import inspect
 import threading
@@ -134,14 +135,57 @@ async def finish_despite_cancel(awaitable: Awaitable[T], seconds: float | None =
     return task.result()
 
 
-async def in_thread(call: Callable[..., T], *args: Any) -> T:
-    """Call a function in a thread; a cancellation takes effect after it has returned."""
+class ThreadCall(Future[T]):
+    """A call of a function, for a thread of a pool.
+
+    A pool that cannot start a thread keeps what was submitted, and runs it later. A cancelled call is not made then.
+    When it is done, nothing refers to its arguments any more: they may be memory that the caller resizes.
+    """
+
+    def __init__(self, function: Callable[..., T], *args: Any) -> None:
+        super().__init__()
+        self._call: Callable[[], T] | None = functools.partial(function, *args)
+
+    def submit(self, submit: Callable[[Callable[[], None]], Any]) -> None:
+        """Submit the call to a pool, by a function that takes it."""
+        kept = [self]  # the frames in the traceback of an error refer to what was submitted, and so not to the error
+        submit(lambda: kept.pop()._make())
+
+    def _make(self) -> None:
+        """Make the call, unless it was cancelled."""
+        call, self._call = self._call, None
+        if call is None or not self.set_running_or_notify_cancel():
+            return
+        try:
+            result = call()
+        except BaseException as error:
+            self.set_exception(error)
+            self = None  # type: ignore[assignment]  # the traceback refers to this frame too
+        else:
+            del call
+            self.set_result(result)
+
+
+async def to_thread(function: Callable[..., T], *args: Any) -> T:
+    """Call a function in a thread of the event loop, as ``asyncio.to_thread``.
+
+    Raises:
+        RuntimeError: if no thread can be started; then the function is not called later either.
+    """
+    call = ThreadCall(contextvars.copy_context().run, function, *args)
     try:
-        return await finish_despite_cancel(asyncio.to_thread(call, *args))
-    except RuntimeError as error:
-        if str(error) != "can't start new thread":
-            raise
-        raise RuntimeError(NO_THREAD) from error
+        call.submit(functools.partial(asyncio.get_running_loop().run_in_executor, None))
+    except (RuntimeError, MemoryError) as error:
+        if call.cancel():
+            if str(error) != "can't start new thread":
+                raise
+            raise RuntimeError(NO_THREAD) from error
+    return await asyncio.wrap_future(call)
+
+
+async def in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Call a function in a thread; a cancellation takes effect after it has returned."""
+    return await finish_despite_cancel(to_thread(function, *args))
 
 
 class ThreadedContext(Generic[T]):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from fsspec_csx.s3.transport.call_scope import NO_THREAD
+from fsspec_csx.s3.transport.call_scope import NO_THREAD, ThreadCall
 from fsspec_csx.s3.transport.event_loop import SHUTDOWN, TOO_LATE
 
 T = TypeVar("T")
@@ -32,13 +32,13 @@ class Threads:
         self._lock = threading.Lock()
         self._busy = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._executor = self._made()
+        self._executor = self._new_executor()
 
     def __len__(self) -> int:
         return len(self._executor._threads)
 
-    def _made(self) -> _Executor:
-        return _Executor(self._most, thread_name_prefix="fsspec_csx")
+    def _new_executor(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._most, thread_name_prefix="fsspec_csx")
 
     def submit(self, function: Callable[..., T], /, *args: Any) -> Future[T]:
         """Run a function in a thread.
@@ -46,11 +46,23 @@ class Threads:
         Raises:
             RuntimeError: if no thread can be started.
         """
+        call = ThreadCall(function, *args)
         with self._lock:
-            future: Future[T] = self._executor.submit(function, *args)
+            self._submit(call)
             self._busy += 1
-        future.add_done_callback(self._done)
-        return future
+        call.add_done_callback(self._done)
+        return call
+
+    def _submit(self, call: ThreadCall[Any]) -> None:
+        """Submit a call; if no thread can be started, one of those that run makes it."""
+        try:
+            call.submit(self._executor.submit)
+        except (RuntimeError, MemoryError) as error:
+            if str(error).endswith(SHUTDOWN):
+                raise RuntimeError(TOO_LATE) from error
+            if not len(self):
+                call.cancel()
+                raise RuntimeError(NO_THREAD) from error
 
     def _done(self, _: Future[Any]) -> None:
         with self._lock:
@@ -69,7 +81,7 @@ class Threads:
         with self._lock:
             if self._busy or len(self) <= self._kept:
                 return
-            former, self._executor = self._executor, self._made()
+            former, self._executor = self._executor, self._new_executor()
         former.shutdown(wait=False)
 
 
@@ -77,22 +89,3 @@ def _retire(threads: weakref.ref[Threads]) -> None:
     """End the threads after an idle time; the weak reference lets unused ``Threads`` be freed."""
     if (used := threads()) is not None:
         used.retire()
-
-
-class _Executor(ThreadPoolExecutor):
-    """Continues with the threads that it has if no more can be started."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().submit(fn, *args, **kwargs)
-        except RuntimeError as error:
-            if not str(error).endswith(SHUTDOWN):
-                raise
-            raise RuntimeError(TOO_LATE) from error
-
-    def _adjust_thread_count(self) -> None:
-        try:
-            super()._adjust_thread_count()
-        except RuntimeError as error:
-            if not self._threads:
-                raise RuntimeError(NO_THREAD) from error
