@@ -31,7 +31,7 @@ _AT_A_TIME = 10
 
 
 class CheckpointFolder:
-    """A folder that is one checkpoint; an IsADirectoryError if it is not."""
+    """A folder that is one checkpoint; an IsADirectoryError if it is not, another OSError if a file is out of reach."""
 
     def __init__(self, root: Directory) -> None:
         self.root = root
@@ -45,6 +45,8 @@ class CheckpointFolder:
         if not self.manifests:
             msg = f"{redacted(root.path)} is a folder, but not a checkpoint. Name the checkpoints in it."
             raise IsADirectoryError(msg)
+        if root.fs is None and not self.layout:
+            _check_readable(root.inner())
         # Manifests come last, as the folder is no checkpoint without them.
         self.names = sorted(own, key=lambda name: (name in self.manifests, name))
         sizes = {name: below[name].size for name in self.names}
@@ -270,6 +272,20 @@ def _held(root: Directory, *, leftovers: bool = False) -> list[str]:
         return [name for name in root.files() if leftovers or not _is_temporary(name)]
     except FileNotFoundError:
         return []
+
+
+def _check_readable(folder: str) -> None:
+    """Raise an OSError for links to nothing and unreadable folders below a local one: listings leave them out."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for path, _, names in os.walk(folder, onerror=fail):
+        for name in names:
+            file = os.path.join(path, name)
+            if os.path.islink(file) and not os.path.exists(file):
+                msg = f"{file} is a link to a file that does not exist. Restore the file, or delete the link."
+                raise FileNotFoundError(msg)
 
 
 def _is_own_shard(name: str) -> bool:

@@ -17,6 +17,7 @@ from fsspec.callbacks import Callback
 from proxy import Fault, fault_proxy
 from thinning import thinned
 
+import fsspec_csx.distributed
 from fsspec_csx import copy, load, move, save
 from fsspec_csx.errors import (
     AccessDeniedError,
@@ -464,6 +465,23 @@ def test_sharded(folder: Callable[[str], str], here: str, there: str) -> None:
     if here == "local":
         assert not os.path.exists(source)
     assert names(target) == ["ckpt", "new"]
+
+
+def test_folder_with_a_link_to_nothing(tmp_path: Path) -> None:
+    """A folder whose shard is a link to a file that is gone is not copied or moved without it."""
+    source, target = tmp_path / "run", tmp_path / "copy"
+    fsspec_csx.distributed.save({"a": torch.ones(4)}, source)
+    (shard,) = source.glob("*.distcp")
+    shard.rename(tmp_path / "shard")
+    shard.symlink_to("../nothing")
+    for do in (copy, move):
+        with pytest.raises(FileNotFoundError, match=f"{shard.name} is a link to a file that does not exist"):
+            do(source, target)
+    assert not target.exists()
+    shard.unlink()
+    shard.symlink_to("../shard")
+    copy(source, target)
+    assert (target / shard.name).read_bytes() == (tmp_path / "shard").read_bytes()
 
 
 @pytest.mark.parametrize("there", KINDS)
