@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import sys
 import threading
@@ -18,6 +19,8 @@ from fsspec_csx.trainer.loop import TrainingLoop, ValidationLoop, as_list, lengt
 if TYPE_CHECKING:
     from fsspec_csx.trainer.trainer import Trainer
 
+logger = logging.getLogger("fsspec_csx")
+
 _TERMINATED = 128 + signal.SIGTERM
 
 
@@ -25,16 +28,24 @@ _TERMINATED = 128 + signal.SIGTERM
 def deferred_sigterm() -> Iterator[list[int]]:
     """Within the block, add SIGTERM to the list that this returns; all processes exit together at its end.
 
+    If an error ends the block, this process exits alone, as the others may not come so far.
+
     Spot machines and job schedulers send SIGTERM. Only the main thread can handle signals.
     """
     terminated: list[int] = []
     handles = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, lambda number, frame: terminated.append(number)) if handles else None
     try:
-        yield terminated
-    finally:
-        if handles:
-            signal.signal(signal.SIGTERM, before)
+        try:
+            yield terminated
+        finally:
+            if handles:
+                signal.signal(signal.SIGTERM, before)
+    except (Exception, KeyboardInterrupt) as error:
+        if not terminated:
+            raise
+        logger.error("SIGTERM: the process exits after an error of the training.", exc_info=error)
+        raise SystemExit(_TERMINATED) from error  # which a program that goes on after errors does not catch
     (ended,) = processes.any_process(bool(terminated))
     if ended:  # after the last step
         sys.exit(_TERMINATED)

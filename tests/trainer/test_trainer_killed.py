@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -89,6 +90,24 @@ def test_terminated_after_the_last_step(tmp_path: Path) -> None:
         trainer.fit(loader(), loader(8))
     assert ended.value.code == 143
     assert load(str(tmp_path / "checkpoint_4.mdl"))["global_step"] == 4
+
+
+class Failing(Terminated):
+    """Gets SIGTERM in a validation, which then fails."""
+
+    def on_validate_end(self, *args: Any) -> None:
+        raise ArithmeticError
+
+
+def test_terminated_before_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """SIGTERM ends a process whose training fails then, although the program catches the error."""
+    trainer, _ = made(str(tmp_path), Failing(), loop={"max_steps": 4, "eval_frequency": 2})
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, contextlib.suppress(Exception):
+        trainer.fit(loader(), loader(8))
+    assert ended.value.code == 143
+    assert "ArithmeticError" in caplog.text
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
