@@ -137,10 +137,8 @@ async def ls(fs: Any, path: str, detail: bool = False, refresh: bool = False, ve
         found = await fs._lsbuckets(refresh)
     elif version:
         found = []
-    elif versions:
-        found = await list_keys(fs, bucket, folder, "/", versions=True)
     else:
-        found = await _list_folder(fs, bucket, folder, "", refresh)
+        found = await _list_folder(fs, bucket, folder, "", refresh, versions)
     found = [each for each in found if not _is_marker(each)]
     if not found and key:
         found = await _list_itself(fs, path, versions and not version)
@@ -165,8 +163,12 @@ def with_version(fs: Any, path: str, entry: ListingEntry) -> ListingEntry:
     return {**entry, "name": f"{entry['name']}?versionId={version}"} if version else entry
 
 
-async def _list_folder(fs: Any, bucket: str, folder: str, prefix: str, refresh: bool) -> list[ListingEntry]:
+async def _list_folder(
+    fs: Any, bucket: str, folder: str, prefix: str, refresh: bool, versions: bool
+) -> list[ListingEntry]:
     """Return the entries in a folder whose names begin with a prefix, and the folder's marker, if it has one."""
+    if versions:
+        return await list_keys(fs, bucket, folder + prefix, "/", versions=True)
     path = f"{bucket}/{folder}"[:-1]
     if not refresh and (cached := fs.dircache.get(path)) is not None:
         start = f"{bucket}/{folder}{prefix}"
@@ -230,20 +232,20 @@ async def list_tree(
         listed = await list_keys(fs, bucket, folder + prefix, "", versions=versions)
         below = [*listed, *_folders_of(listed, root)]
     else:
-        listed = below = await _list_folders(fs, bucket, folder, prefix, maxdepth, refresh)
+        listed = below = await _list_folders(fs, bucket, folder, prefix, maxdepth, refresh, versions)
     below = [each for each in below if each["name"].startswith(begin)]
     kept = sorted((each for each in below if markers or not _is_marker(each)), key=_name)
     return [_folder(root), *kept] if key and listed else kept
 
 
 async def _list_folders(
-    fs: Any, bucket: str, folder: str, prefix: str, maxdepth: int, refresh: bool
+    fs: Any, bucket: str, folder: str, prefix: str, maxdepth: int, refresh: bool, versions: bool
 ) -> list[ListingEntry]:
-    found = await _list_folder(fs, bucket, folder, prefix, refresh)
+    found = await _list_folder(fs, bucket, folder, prefix, refresh, versions)
     if maxdepth == 1:
         return found
     folders = [each["name"][len(bucket) + 1 :] + "/" for each in found if each["type"] == "directory"]
-    below = (_list_folders(fs, bucket, each, "", maxdepth - 1, refresh) for each in folders)
+    below = (_list_folders(fs, bucket, each, "", maxdepth - 1, refresh, versions) for each in folders)
     return [*found, *(each for level in await asyncio.gather(*below) for each in level)]
 
 

@@ -141,6 +141,19 @@ def test_writing_to_a_version(store: Store, versions: dict[bytes, str], tmp_path
     assert store.contents() == {"k": b"current"}
 
 
+def test_finding_versions(store: Store) -> None:
+    """A search lists each version, however deep it goes; neither it nor a listing of versions is cached."""
+    store.make_versioned()
+    fs = store.filesystem(version_aware=True)
+    made = {name: {store.put(name, body) for body in (b"old", b"new")} for name in ("f/k", "f/g/k", "f/g/h/k")}
+    named = {name: {store.path(f"{name}?versionId={each}") for each in made[name]} for name in made}
+    for depth, names in ((1, ["f/k"]), (2, ["f/k", "f/g/k"]), (3, [*made]), (None, [*made])):
+        assert {*fs.find(store.path("f"), maxdepth=depth, versions=True)} == set.union(*(named[each] for each in names))
+        assert fs.find(store.path("f"), maxdepth=depth) == sorted(map(store.path, names))
+    assert {*fs.ls(store.path("f"), versions=True, detail=False)} == named["f/k"] | {store.path("f/g")}
+    assert fs.ls(store.path("f"), detail=False) == [store.path("f/g"), store.path("f/k")]
+
+
 def test_versions_of_one_object(store: Store, versions: dict[bytes, str]) -> None:
     """object_version_info is of the object alone, and not of those whose names begin with its name."""
     fs = store.filesystem(version_aware=True)
