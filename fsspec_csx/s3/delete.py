@@ -7,12 +7,15 @@ from typing import Any
 
 from s3fs.core import version_id_kw
 
+from fsspec_csx.s3.client.error_mapping import code_of
 from fsspec_csx.s3.listing import check_depth, list_keys
 from fsspec_csx.s3.names import expand, folder_error, may_match, not_found_error, path_of
 from fsspec_csx.s3.transport.compat import run_in_chunks
 
 # The most objects that one request can delete.
 _AT_ONCE = 1000
+# Errors of stores that do not support versions.
+_NO_VERSIONS = {"405", "501", "MethodNotAllowed", "NotImplemented"}
 
 
 async def rm(fs: Any, path: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> list[str]:
@@ -37,12 +40,21 @@ async def rm(fs: Any, path: Any, recursive: bool = False, maxdepth: int | None =
         raise not_found_error(path)
     emptied = buckets if maxdepth is None else set()
     for bucket in emptied:
-        if await fs._is_bucket_versioned(bucket):
+        if await _is_versioned(fs, bucket):
             await fs._rm_versioned_bucket_contents(bucket)
     deleted = await delete_objects(fs, names)
     for bucket in emptied:
         await fs._rmdir(bucket)
     return deleted
+
+
+async def _is_versioned(fs: Any, bucket: str) -> bool:
+    try:
+        return bool(await fs._is_bucket_versioned(bucket))
+    except OSError as error:
+        if code_of(error) not in _NO_VERSIONS:
+            raise
+        return False
 
 
 async def _deletable(fs: Any, path: str, recursive: bool, maxdepth: int | None) -> list[str]:

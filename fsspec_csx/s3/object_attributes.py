@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 from fsspec_csx.errors import AccessDeniedError
 from fsspec_csx.s3.client.error_mapping import code_of
+from fsspec_csx.s3.transport.failures import InvalidResponseError
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -85,7 +86,9 @@ async def tagging(call: Callable[..., Awaitable[Any]], shown: str, **version: st
         logger.warning("The tags of %s are not kept, if it has any: s3:GetObjectTagging is not allowed.", shown)
         return {}
     except OSError as error:
-        if code_of(error) not in _NO_TAGS | {"NotImplemented"}:
+        if isinstance(error.__cause__, InvalidResponseError):  # the store may not know this request
+            logger.warning("The tags of %s are not kept, if it has any: the response has none.", shown)
+        elif code_of(error) not in _NO_TAGS | {"NotImplemented"}:
             raise
         return {}
     return {"Tagging": urlencode([(tag["Key"], tag["Value"]) for tag in found])} if found else {}

@@ -21,7 +21,9 @@ from fsspec_csx.s3.transport.request_context import current
 _ROOT = re.compile(rb"\s*(?:<\?.*?\?>\s*|<!--.*?-->\s*)*<(?:[\w.-]+:)?([\w.-]+)", re.DOTALL)
 _DAMAGED = "its body is no XML, or damaged"
 # Operations, besides the listings in ``_NEEDED``, whose response must have a root element that ends in Result.
-_WITH_RESULT = frozenset({"CompleteMultipartUpload", "CopyObject", "CreateMultipartUpload", "UploadPartCopy"})
+_WITH_RESULT = frozenset({"CompleteMultipartUpload", "CopyObject", "UploadPartCopy"})
+# The root element for operations that a store may not know, and answer with the object itself.
+_OTHER_ROOTS = {"GetObjectTagging": b"Tagging"}
 # The members that each entry of a response must have, by the name of its list; "" is the response itself.
 _OBJECT = ("Key", "Size", "LastModified")
 _NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
@@ -86,17 +88,20 @@ async def _parse(parser: Any, response: dict[str, Any], shape: Any) -> Any:
 
 
 def _check_root(operation: str, body: bytes) -> None:
-    root = _ROOT.match(body)
-    needed = operation in _WITH_RESULT or (operation.startswith("List") and operation in _NEEDED)
-    if needed and not (root and root[1].endswith(b"Result")):
+    with_result = operation in _WITH_RESULT or (operation.startswith("List") and operation in _NEEDED)
+    end = b"Result" if with_result else _OTHER_ROOTS.get(operation, b"")
+    root = _ROOT.match(body) if end else None
+    if end and not (root and root[1].endswith(end)):
         _refuse(f"a document whose root is {root[1].decode()!r}" if root else "a body without XML")
 
 
-def explain_damage(response: Any = None, **_: Any) -> None:
+def explain_damage(operation: Any, response: Any = None, **_: Any) -> None:
     """Explain a status 500 that botocore sets for a response 200 it cannot read; a handler of ``needs-retry``."""
     if response is not None and getattr(response[0].raw, "status", None) == 200:
         details = response[1].get("Error", {})
         if details.get("Code") == "500":
+            if operation.name in _OTHER_ROOTS:
+                _refuse(_DAMAGED)
             details["Message"] = f"the status was 200, but {_DAMAGED}"
 
 

@@ -283,11 +283,11 @@ def _content(status: int, headers: Mapping[str, str]) -> tuple[int, int | None, 
         msg = f"a response has Content-Length {length_header!r}."
         raise OSError(msg)
     length = None if length_header is None else int(length_header)
-    if status != 206:
-        return 0, length, length
     span, _, total = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
     first = span.partition("-")[0]
     if not first.isdecimal() or not (total.isdecimal() or total == "*"):
+        if status != 206:  # some stores answer with 200 also if they return a range
+            return 0, length, length
         msg = f"a response has Content-Range {headers.get('Content-Range')!r}."
         raise OSError(msg)
     return int(first), length, int(total) if total.isdecimal() else None
