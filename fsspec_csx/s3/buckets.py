@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable
@@ -39,6 +40,9 @@ async def create_bucket(fs: Any, bucket: str, acl: str | None = None, region: st
         pass  # another writer of this user created it first
     except AccessDeniedError as error:
         if code_of(error.__cause__ or error) == "BucketAlreadyExists":
+            with contextlib.suppress(PermissionError):
+                if await exists(fs, bucket):  # some stores also answer so if this user has just created it
+                    return
             raise
         reason = f"The bucket {bucket!r} does not exist, and {fs._identity} may not make it."
         raise AccessDeniedError(reason, "Name an existing bucket, or ask for the right to create one.") from error
