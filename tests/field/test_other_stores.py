@@ -79,7 +79,9 @@ def test_bucket_that_another_writer_made(
     server: LocalS3, fs: CSXFileSystem, new_bucket: str, proxy: FaultProxy
 ) -> None:
     """Some stores say of a user's own bucket that the name is taken: a write goes on if it can be seen."""
-    taken = Fault("PUT", when=lambda request: request.path.strip("/") == new_bucket, before=lambda: fs.mkdir(new_bucket))
+    taken = Fault(
+        "PUT", when=lambda request: request.path.strip("/") == new_bucket, before=lambda: fs.mkdir(new_bucket)
+    )
     taken.answer = error_answer(409, "BucketAlreadyExists")
     proxy.faults = [taken]
     through(proxy, server).pipe_file(f"{new_bucket}/object", b"data")
