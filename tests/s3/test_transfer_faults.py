@@ -161,9 +161,7 @@ WRONG = {
     "shorter": Fault("GET", shorten=10),
     "elsewhere": Fault("GET", headers={"Content-Range": f"bytes 10-{len(DATA)}/{len(DATA)}"}, status=206),
     "nowhere": Fault("GET", headers={"Content-Range": "nonsense"}, status=206),
-    "whole": Fault(
-        "GET", when=lambda request: "range" in request.headers, status=200, headers={"Content-Range": ""}
-    ),
+    "whole": Fault("GET", when=lambda request: "range" in request.headers, status=200, headers={"Content-Range": ""}),
 }
 
 
