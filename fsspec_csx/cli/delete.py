@@ -42,11 +42,10 @@ def _delete(options: argparse.Namespace) -> None:
 
 def _line(target: DeleteTarget) -> str:
     left = f"; {pluralize(len(target.left), 'file')} in folders below may be of it, and stay" if target.left else ""
-    files = f" ({len(target.files)} files{left})" if target.folder is not None else ""
+    files = f" ({len(target.files)} files{left})" if target.is_folder else ""
     return f"{target.path}  {in_bytes(target.size)}{files}"
 
 
 def _as_data(target: DeleteTarget) -> dict[str, object]:
-    sharded = target.folder is not None
-    data = {"path": target.path, "size": target.size, "files": len(target.files), "sharded": sharded}
+    data = {"path": target.path, "size": target.size, "files": len(target.files), "sharded": target.is_folder}
     return data | ({"left": target.left} if target.left else {})

@@ -104,9 +104,9 @@ class CheckpointTransfer:
             raise CheckpointPathError(f"{origin.display_path!r} names one version of an object.", "Remove ?versionId=.")
         if origin.is_folder():
             shards, goal_root = self._folders()
-            with report_progress(callback, goal_root.path) as progress:
+            with report_progress(callback, goal_root.text) as progress:
                 FolderCopy(shards, goal_root, progress, overwrite=overwrite, moving=moving).run()
-            return CopyResult(origin.text, goal_root.path, shards.size)
+            return CopyResult(origin.text, goal_root.text, shards.size)
         refuse_index(origin.text)
         goal, size = self._goal(), origin.state()["size"]
         if moving and not overwrite and _is_there(origin, goal):
@@ -135,7 +135,7 @@ class CheckpointTransfer:
             return None
         if origin.is_folder():
             shards, goal_root = self._folders()
-            return CopyResult(origin.text, goal_root.path, shards.size) if shards.is_same_file(goal_root) else None
+            return CopyResult(origin.text, goal_root.text, shards.size) if shards.is_same_file(goal_root) else None
         return CopyResult(origin.text, goal.text, origin.state()["size"]) if _is_there(origin, goal) else None
 
     def _goal(self) -> Location:

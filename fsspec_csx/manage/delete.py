@@ -15,7 +15,6 @@ from fsspec_csx.manage import naming, s3
 from fsspec_csx.manage.directory import Directory, explain_missing, map_parallel, missing, strip_slashes
 from fsspec_csx.manage.list import ListedCheckpoint
 from fsspec_csx.manage.location import refuse_index
-from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 
 
@@ -24,11 +23,11 @@ class DeleteTarget:
     """A checkpoint to delete."""
 
     path: str  # the given path
-    fs: Any  # the filesystem; None for the local one
+    root: Directory  # its folder, or the file itself
     files: Sequence[str]  # the paths of all files on the filesystem
     manifests: Sequence[str]  # the files to delete first: without a manifest the folder is not a checkpoint
     size: int  # the size of all files, in bytes
-    folder: str | None  # the path of the folder; None for a single file
+    is_folder: bool
     # The layout of a format whose manifest lists the files, and the path of the manifest; None for other formats. It
     # is marked as unfinished at first and deleted last, as only it identifies the other files.
     layout: FolderLayout | None = None
@@ -51,11 +50,6 @@ class DeleteTarget:
         parts = [file for file in self.files if file not in apart and file in late]
         return [first, others, parts, listing if marked else []]
 
-    @property
-    def as_folder(self) -> Folder:
-        """The folder, as formats take it."""
-        return Folder(self.fs, str(self.folder), redacted(self.path))
-
 
 def targets(
     paths: Iterable[str | os.PathLike[str]], *, storage_options: Mapping[str, Any] | None = None
@@ -71,7 +65,7 @@ def targets(
     parallel = filesystems[0] if len(filesystems) == 1 else None
     found = map_parallel(parallel, lambda place: _target(*place), places)
     # Two paths may be of one checkpoint.
-    return [*{(id(each.fs), each.folder or each.files[0]): each for each in found}.values()]
+    return [*{(id(each.root.fs), each.root.path): each for each in found}.values()]
 
 
 def delete(to_delete: Iterable[DeleteTarget]) -> dict[str, Exception]:
@@ -81,8 +75,8 @@ def delete(to_delete: Iterable[DeleteTarget]) -> dict[str, Exception]:
     """
     to_delete = [*to_delete]
     failed: dict[str, Exception] = {}
-    for fs in {id(each.fs): each.fs for each in to_delete}.values():
-        failed |= _delete(fs, [each for each in to_delete if each.fs is fs])
+    for fs in {id(each.root.fs): each.root.fs for each in to_delete}.values():
+        failed |= _delete(fs, [each for each in to_delete if each.root.fs is fs])
     return failed
 
 
@@ -117,20 +111,18 @@ def targets_from_listing(
         except CheckpointPathError as error:
             failed[each.path] = error
 
-    def target(place: tuple[ListedCheckpoint, Directory]) -> DeleteTarget | None:
+    def target(place: tuple[ListedCheckpoint, Directory]) -> list[DeleteTarget]:
         each, root = place
-        if not each.sharded:
-            return _file(each.path, root, each.size)
         try:
-            return _folder(each.path, root)
+            return [_folder(each.path, root) if each.sharded else _file(each.path, root, each.size)]
         except FileNotFoundError:
-            return None  # another program deleted it
+            pass  # another program deleted it
         except OSError as error:
             failed[each.path] = error
-            return None
+        return []
 
     found = map_parallel(places[0][1].fs if places else None, target, places)
-    return [each for each in found if each is not None], failed
+    return [each for those in found for each in those], failed
 
 
 def _delete(fs: Any, to_delete: Sequence[DeleteTarget]) -> dict[str, Exception]:
@@ -156,14 +148,15 @@ def _delete(fs: Any, to_delete: Sequence[DeleteTarget]) -> dict[str, Exception]:
                 failed[path] = errors[0]
     for each in to_delete:
         if each.path not in failed:
-            remove_empty(fs, each.folder)
+            if each.is_folder:
+                remove_empty(fs, each.root.path)
             if each.left:
                 reason = f"{redacted(each.path)} was deleted, but {each.note}. They are left."
                 remedy = "Look at them, and delete those that nobody needs, such as by fsspec's rm_file."
                 failed[each.path] = DeleteError(reason, remedy)
         elif each.layout and each.path in former and each.path not in touched:
             try:  # nothing was deleted, so the checkpoint is complete
-                each.layout.restore(each.as_folder, former[each.path])
+                each.layout.restore(each.root, former[each.path])
             except Exception as error:
                 failed[each.path] = error
     return failed
@@ -174,8 +167,8 @@ def _mark_unfinished(to_delete: DeleteTarget) -> bytes | Exception | None:
     if to_delete.layout is None:
         return None
     try:
-        names = [file.removeprefix(f"{to_delete.folder}/") for file in to_delete.files]
-        return to_delete.layout.mark_unfinished(to_delete.as_folder, names)
+        names = [file.removeprefix(f"{to_delete.root.path}/") for file in to_delete.files]
+        return to_delete.layout.mark_unfinished(to_delete.root, names)
     except Exception as error:
         return error
 
@@ -184,20 +177,20 @@ def _place(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | No
     """Return the directory of a path; call it before threads start, as some releases of fsspec cache by thread."""
     text = checkpoint_path(strip_slashes(path))
     root = Directory(path, storage_options)
-    if getattr(root.fs, "version_aware", False) and root.fs.split_path(root.inner())[2]:
+    if getattr(root.fs, "version_aware", False) and root.fs.split_path(root.path)[2]:
         raise CheckpointPathError(f"{redacted(text)!r} names one version of an object.", "Remove ?versionId=.")
     return root
 
 
 def _target(path: str, root: Directory) -> DeleteTarget:
-    size = None if path.endswith("/") else _size_of_file(path, root.fs, root.inner())
+    size = None if path.endswith("/") else _size_of_file(path, root)
     if size is not None:
         refuse_index(path)
     return _folder(path, root) if size is None else _file(path, root, size)
 
 
 def _file(path: str, root: Directory, size: int) -> DeleteTarget:
-    return DeleteTarget(path, root.fs, [root.inner()], [], size, None)
+    return DeleteTarget(path, root, [root.path], [], size, False)
 
 
 def _folder(path: str, root: Directory) -> DeleteTarget:
@@ -209,31 +202,32 @@ def _folder(path: str, root: Directory) -> DeleteTarget:
     if not naming.is_sharded(names) and not (held and all(map(naming.is_shard, names))):
         msg = f"{redacted(path)} is a folder, but not a checkpoint. Name the checkpoints in it."
         raise IsADirectoryError(msg)
-    first = [root.inner(name) for name in manifests(names)]
+    first = [root.at(name) for name in manifests(names)]
     listing, own = None, OwnFiles([], [])
     layout = naming.listing_layout(names)
     if layout:
-        listing, first = root.inner(layout.manifest), []  # other manifests belong to files and checkpoints that stay
+        listing, first = root.at(layout.manifest), []  # other manifests belong to files and checkpoints that stay
         below = root.files()
-        own = layout.own_files(root.as_folder(), below)
+        own = layout.own_files(root, below)
         held = [below[name] for name in own.names]
-    files = [root.inner(file.name) for file in held]
+    files = [root.at(file.name) for file in held]
     size = sum(file.size or 0 for file in held)
-    return DeleteTarget(path, root.fs, files, first, size, root.inner(), layout, listing, own.unclear, own.note)
+    return DeleteTarget(path, root, files, first, size, True, layout, listing, own.unclear, own.note)
 
 
-def _size_of_file(path: str, fs: Any, inner: str) -> int | None:
+def _size_of_file(path: str, root: Directory) -> int | None:
     """Return the size in bytes; None for a folder."""
     with explain_missing("checkpoint", path):
-        if fs is None:
-            return None if os.path.isdir(inner) and not os.path.islink(inner) else os.lstat(inner).st_size
-        info = fs.info(inner)
+        if root.fs is None:
+            is_folder = os.path.isdir(root.path) and not os.path.islink(root.path)
+            return None if is_folder else os.lstat(root.path).st_size
+        info = root.fs.info(root.path)
     return None if info["type"] == "directory" else info.get("size") or 0
 
 
-def remove_empty(fs: Any, folder: str | None) -> None:
+def remove_empty(fs: Any, folder: str) -> None:
     """Remove a folder if it is empty now; S3 has no empty folders."""
-    if folder is None or s3.is_s3(fs):
+    if s3.is_s3(fs):
         return
     try:
         for name in os.listdir(folder) if fs is None else ():

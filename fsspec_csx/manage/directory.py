@@ -38,10 +38,11 @@ class File:
         return self.name.rpartition("/")[2]
 
 
-class Directory:
-    """A folder on any filesystem: a local path or an fsspec URL; an S3 URL may name only a bucket.
+class Directory(Folder):
+    """A folder that a local path or an fsspec URL names; an S3 URL may name only a bucket.
 
-    Raises a CheckpointPathError if the path is empty, has an unknown protocol, or is an S3 URL without a bucket.
+    ``fs`` is behind any caches, and ``text`` is the path as given, without trailing slashes. Raises a
+    CheckpointPathError if the path is empty, has an unknown protocol, or is an S3 URL without a bucket.
     """
 
     def __init__(self, path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> None:
@@ -53,34 +54,26 @@ class Directory:
             checkpoint_path(inside)
         except CheckpointPathError as error:  # it names a file that the caller did not give
             raise CheckpointPathError(error.reason.replace(redacted(inside), redacted(text)), error.remedy) from None
-        self.path = text  # without trailing slashes
-        fs, inner = resolve_path(path, text, storage_options)
-        self.fs, inner, _ = unwrap_filesystem(fs, inner)  # behind any caches; None for the local one
-        self._inner = inner.rstrip("/")
-        if self.fs is not None:
-            self.fs.invalidate_cache()  # other programs may have written to it
+        self.text = text
+        fs, inner, _ = unwrap_filesystem(*resolve_path(path, text, storage_options))
+        super().__init__(fs, inner, redacted(text))
+        self.forget()  # other programs may have written to it
 
     def path_of(self, name: str) -> str:
         """Return the path of a file or folder below this one, as for ``load``."""
         protocols = () if self.fs is None else self.fs.protocol
-        return _joined(self.path, (protocols,) if isinstance(protocols, str) else protocols, name)
+        return _joined(self.text, (protocols,) if isinstance(protocols, str) else protocols, name)
 
-    def inner(self, name: str = "") -> str:
-        """Return the filesystem's path for a file or folder below this one; by default for the directory itself."""
-        if not name:
-            return self._inner or "/"
-        return f"{self._inner}/{name}" if self._inner or self.fs is None else name
-
-    def as_folder(self, name: str = "") -> Folder:
-        """Return a folder below this one, or this one, as formats take it."""
-        return Folder(self.fs, self.inner(name), redacted(self.path_of(name) if name else self.path))
+    def below(self, name: str) -> Folder:
+        """Return a folder below this one; itself for an empty name."""
+        return Folder(self.fs, self.at(name), redacted(self.path_of(name))) if name else self
 
     def scan(self, folder: str = "") -> tuple[list[File], list[str]]:
         """Return the files directly in a folder below, and the names of its folders, with a slash at the end.
 
         Raises a FileNotFoundError if the folder does not exist, a NotADirectoryError if it is a file.
         """
-        with explain_missing("folder", self.path_of(folder) if folder else self.path):
+        with explain_missing("folder", self.path_of(folder) if folder else self.text):
             return self._scan_local(folder) if self.fs is None else self._scan_remote(folder)
 
     def files(self) -> dict[str, File]:
@@ -98,7 +91,7 @@ class Directory:
 
     def _scan_local(self, folder: str) -> tuple[list[File], list[str]]:
         files, folders = [], []
-        with os.scandir(self.inner(folder)) as entries:
+        with os.scandir(self.at(folder)) as entries:
             for entry in entries:
                 try:
                     if entry.is_dir():
@@ -123,13 +116,13 @@ class Directory:
                     raise
                 continue  # deleted during the walk, or not readable
             yield from files
-            waiting += [each for each in folders if not os.path.islink(self.inner(each.rstrip("/")))]
+            waiting += [each for each in folders if not os.path.islink(self.at(each.rstrip("/")))]
 
     # -- other filesystems -------------------------------------------------------------------------------------------
 
     def _scan_remote(self, folder: str) -> tuple[list[File], list[str]]:
         assert self.fs is not None
-        path = self.inner(folder.rstrip("/"))
+        path = self.at(folder.rstrip("/"))
         files, folders = [], []
         for info in self.fs.ls(path, detail=True):
             name = self._name(info)
@@ -138,7 +131,7 @@ class Directory:
             elif info["name"].endswith("/"):
                 continue  # the marker of the folder itself
             elif name == folder.rstrip("/"):
-                raise NotADirectoryError(_no_folder(self.path_of(name) if name else self.path))
+                raise NotADirectoryError(_no_folder(self.path_of(name) if name else self.text))
             else:
                 files.append(file_from_info(name, info))
         folders = [each for each in folders if each not in ("/", folder)]
@@ -146,21 +139,21 @@ class Directory:
 
     def _find_remote(self) -> Iterator[File]:
         assert self.fs is not None
-        with explain_missing("folder", self.path):
-            found = self.fs.find(self.inner(), detail=True)
+        with explain_missing("folder", self.text):
+            found = self.fs.find(self.path, detail=True)
             if not found:
-                self.fs.info(self.inner())
+                self.fs.info(self.path)
         for info in found.values():
             name = self._name(info)
             if info["type"] == "directory" or name.endswith("/") or info["name"].endswith("/"):
                 continue  # or the marker of one
             if not name:
-                raise NotADirectoryError(_no_folder(self.path))
+                raise NotADirectoryError(_no_folder(self.text))
             yield file_from_info(name, info)
 
     def _name(self, info: Mapping[str, Any]) -> str:
         name: str = info["name"]
-        return name.lstrip("/") if not self._inner else name[len(self._inner) :].removeprefix("/")
+        return name.lstrip("/") if self.path == "/" else name[len(self.path) :].removeprefix("/")
 
 
 def strip_slashes(path: str | os.PathLike[str]) -> str:

@@ -71,10 +71,10 @@ def clear(found: Iterable[Leftover]) -> dict[str, Exception]:
 
 def _uploads(root: Directory) -> Iterator[Leftover]:
     # The root may be a folder above the key, or the key itself.
-    top = root.inner()
+    top = root.path
     for each in s3.unfinished_uploads(root.fs, top):
         name = f"{each.bucket}/{each.key}"[len(top) :].removeprefix("/")
-        path = root.path_of(name) if name else root.path
+        path = root.path_of(name) if name else root.text
         yield Leftover("upload", path, each.size, each.modified, each.id, root.fs, each)
 
 
@@ -124,7 +124,7 @@ def _unnamed(root: Directory, folder: str, names: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for layout in layouts():
         with contextlib.suppress(CheckpointError, FileNotFoundError, PermissionError):
-            found |= layout.unnamed(root.as_folder(folder.rstrip("/")), names)
+            found |= layout.unnamed(root.below(folder.rstrip("/")), names)
     return found
 
 
@@ -133,8 +133,8 @@ def _leftover(kind: str, root: Directory, name: str, files: Sequence[File]) -> I
     if len(times) < len(files):
         return  # the age is unknown, so it may be in use
     size = sum(file.size or 0 for file in files)
-    contents = [root.inner(file.name) for file in files]
-    yield Leftover(kind, root.path_of(name) if name else root.path, size, max(times), None, root.fs, contents)
+    contents = [root.at(file.name) for file in files]
+    yield Leftover(kind, root.path_of(name) if name else root.text, size, max(times), None, root.fs, contents)
 
 
 def _journals(root: Directory) -> Iterator[Leftover]:
@@ -142,7 +142,7 @@ def _journals(root: Directory) -> Iterator[Leftover]:
     if not hasattr(root.fs, "take_file"):
         return
     root.fs.connect()
-    top = f"{root.fs._endpoint} {root.inner().rstrip('/')}"
+    top = f"{root.fs._endpoint} {root.path.rstrip('/')}"
     for path, target in all_journals():
         if target == top or target.startswith(f"{top}/"):
             with contextlib.suppress(FileNotFoundError):

@@ -54,7 +54,7 @@ def _files(root: Directory, source: Source) -> list[File]:
     below = root.files()
     names = source.files
     if names is None and (layout := naming.listing_layout(below)):
-        names = {*layout.own_files(root.as_folder(), below).names}
+        names = {*layout.own_files(root, below).names}
     return [file for name, file in below.items() if name in (names or ())]
 
 

@@ -77,7 +77,7 @@ def checkpoints(
     found = []
     listing = {folder: naming.listing_layout([file.base for file in files]) for folder, files in folders.items()}
     own = {folder: layout for folder, layout in listing.items() if folder and layout}
-    finished = map_parallel(place.fs, lambda each: own[each].is_finished(place.as_folder(each.rstrip("/"))), own)
+    finished = map_parallel(place.fs, lambda each: own[each].is_finished(place.below(each.rstrip("/"))), own)
     unfinished = {folder for folder, complete in zip(own, finished, strict=True) if not complete}
     for folder, files in folders.items():
         if folder in unfinished:
@@ -135,12 +135,11 @@ def check_complete(path: str, storage_options: Mapping[str, Any] | None = None) 
     """
     root = Directory(path, storage_options)
     sizes = {file.name: file.size for file in root.scan()[0]}
-    folder = root.as_folder()
     for layout in layouts():
-        layout.check_complete(folder, sizes, lambda: {name: file.size for name, file in root.files().items()})
+        layout.check_complete(root, sizes, lambda: {name: file.size for name, file in root.files().items()})
     listing = naming.listing_layout(sizes)
-    if listing and not listing.is_finished(folder):
-        raise InvalidCheckpointError(f"{folder.name} was not finished.", "Save it again, or delete it.")
+    if listing and not listing.is_finished(root):
+        raise InvalidCheckpointError(f"{root.name} was not finished.", "Save it again, or delete it.")
 
 
 def latest_of(found: Iterable[ListedCheckpoint]) -> ListedCheckpoint | None:
@@ -177,11 +176,11 @@ def _folders(place: Directory) -> dict[str, list[File]]:
     files, folders = place.scan()
 
     def scan(folder: str) -> list[File]:
-        if s3.lists_in_order(place.fs, place.inner(folder)):
-            first, more = s3.first_page(place.fs, place.inner(folder), folder)
+        if s3.lists_in_order(place.fs, place.at(folder)):
+            first, more = s3.first_page(place.fs, place.at(folder), folder)
             # One page suffices, as most manifests sort early, and Hugging Face folders are small. A folder may have
             # millions of other files.
-            late = [place.inner(f"{folder}{layout.manifest}") for layout in layouts() if layout.lists_files]
+            late = [place.at(f"{folder}{layout.manifest}") for layout in layouts() if layout.lists_files]
             if not more or not (
                 naming.is_loadable(file.base for file in first) or any(s3.is_listed(place.fs, each) for each in late)
             ):

@@ -53,7 +53,7 @@ class Location:
     @classmethod
     def below(cls, root: Directory, name: str) -> Location:
         """Return the location of a name below a folder."""
-        return cls(root.path_of(name), root.fs, root.inner(name), (root.fs, root.inner(name)))
+        return cls(root.path_of(name), root.fs, root.at(name), (root.fs, root.at(name)))
 
     @property
     def display_path(self) -> str:

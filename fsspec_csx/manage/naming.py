@@ -217,7 +217,7 @@ def has_lost_manifest(root: Directory, folder: str = "") -> bool:
     """Return whether a link that cannot be followed now may be the manifest of the shards in a folder."""
     if root.fs is not None:
         return False
-    place = root.inner(folder.rstrip("/"))
+    place = root.at(folder.rstrip("/"))
     above, _, last = place.rpartition("/")
     with contextlib.suppress(FileNotFoundError):  # there is no such folder, or no longer
         entries = [

@@ -21,7 +21,6 @@ from fsspec_csx.manage.file_copy import copy_file, same_content
 from fsspec_csx.manage.location import Location, already_exists, with_name
 from fsspec_csx.s3.upload_journal import digest
 from fsspec_csx.storage.local_file import is_temporary, publish, temporary_path
-from fsspec_csx.storage.paths import redacted
 from fsspec_csx.storage.progress import ProgressMeter, run_in_threads
 
 logger = logging.getLogger("fsspec_csx")
@@ -40,13 +39,13 @@ class CheckpointFolder:
         self.layout = naming.listing_layout(below)
         self.listing = self.layout.manifest if self.layout else None
         self.state = Location.below(root, self.listing).state() if self.listing else {}
-        own = self.layout.own_files(root.as_folder(), below, strict=True).names if self.layout else [*below]
+        own = self.layout.own_files(root, below, strict=True).names if self.layout else [*below]
         self.manifests = {*_manifests(own)}
         if not self.manifests:
-            msg = f"{redacted(root.path)} is a folder, but not a checkpoint. Name the checkpoints in it."
+            msg = f"{root.name} is a folder, but not a checkpoint. Name the checkpoints in it."
             raise IsADirectoryError(msg)
         if root.fs is None and not self.layout:
-            _check_readable(root.inner())
+            _check_readable(root.path)
         # Manifests come last, as the folder is no checkpoint without them.
         self.names = sorted(own, key=lambda name: (name in self.manifests, name))
         sizes = {name: below[name].size for name in self.names}
@@ -69,8 +68,8 @@ class CheckpointFolder:
 
     def staging(self, target: Directory) -> str:
         """Return the temporary folder beside a local target."""
-        path = os.path.realpath(target.inner())
-        return temporary_path(path, digest(self.root.path, path)[:16])
+        path = os.path.realpath(target.path)
+        return temporary_path(path, digest(self.root.text, path)[:16])
 
     def is_same_file(self, target: Directory) -> bool:
         """Return whether the target is a complete copy with the same bytes, user metadata and manifests."""
@@ -86,15 +85,15 @@ class CheckpointFolder:
 
     def remove(self) -> None:
         """Delete the folder, in an order that never makes a part of it look complete."""
-        root, folder = self.root, self.root.inner()
-        listing = root.inner(self.listing) if self.listing else None
-        first = [root.inner(name) for name in self.manifests if name != self.listing]
-        files = [root.inner(name) for name in self.names]
-        target = manage_delete.DeleteTarget(root.path, root.fs, files, first, self.size, folder, self.layout, listing)
+        root = self.root
+        listing = root.at(self.listing) if self.listing else None
+        first = [root.at(name) for name in self.manifests if name != self.listing]
+        files = [root.at(name) for name in self.names]
+        target = manage_delete.DeleteTarget(root.text, root, files, first, self.size, True, self.layout, listing)
         for error in manage_delete.delete([target]).values():
             raise error
         if root.fs is None:
-            for path, _, _ in os.walk(folder, topdown=False):
+            for path, _, _ in os.walk(root.path, topdown=False):
                 with contextlib.suppress(OSError):  # not empty
                     os.rmdir(path)
 
@@ -121,10 +120,10 @@ class FolderCopy:
         self._check_places()
         self._held = _held(self._target)
         former = naming.listing_layout(self._held)
-        self._own = former.own_files(self._target.as_folder(), self._held) if former else OwnFiles([], [])
+        self._own = former.own_files(self._target, self._held) if former else OwnFiles([], [])
         self._check_held()
         if self._own.note:
-            logger.warning("%s is replaced, and %s. They stay.", redacted(self._target.path), self._own.note)
+            logger.warning("%s is replaced, and %s. They stay.", self._target.name, self._own.note)
         if self._moving and self._local and self._renamed():
             return
         self._meter = ProgressMeter(self._progress, self._source.size)
@@ -140,16 +139,16 @@ class FolderCopy:
         source, target = self._source.root, self._target
         one, other = Location.below(source, "x"), Location.below(target, "x")
         if one.is_same_file(other) or (
-            one.fs is None and other.fs is None and other.path.startswith(f"{source.inner().rstrip('/')}/")
+            one.fs is None and other.fs is None and other.path.startswith(f"{source.path.rstrip('/')}/")
         ):
-            reason = f"{redacted(target.path)} is the source folder, or inside it."
+            reason = f"{target.name} is the source folder, or inside it."
             raise CheckpointPathError(reason, "Name another target.")
         for name in self._source.names if self._local else ():
             if {".", ".."} & set(name.split("/")) or "\0" in name:
-                reason = f"{redacted(source.path)} has the file {name!r}, which would be outside the folder."
+                reason = f"{source.name} has the file {name!r}, which would be outside the folder."
                 raise CheckpointPathError(reason, "Do not copy it, and ask its author.")
         if self._source.has_user_metadata and one.bulk and not other.bulk:
-            reason = f"{redacted(target.path)} cannot hold the user metadata of the objects of {redacted(source.path)}."
+            reason = f"{target.name} cannot hold the user metadata of the objects of {source.name}."
             raise CheckpointPathError(reason, "Convert it to one file: cszoo checkpoint convert.")
 
     def _check_held(self) -> None:
@@ -159,11 +158,11 @@ class FolderCopy:
         if not self._overwrite:
             is_taken = _manifests(self._held) or _rivals(self._held, names) or naming.has_lost_manifest(target)
             if is_taken and not self._is_resumed():
-                raise already_exists(target.path)
+                raise already_exists(target.text)
             if self._local and common:
                 raise already_exists(target.path_of(min(common)))
         if self._source.layout and self._would_collide(common):
-            msg = f"{redacted(target.path)} has other files, which the copy would replace. Choose another name."
+            msg = f"{target.name} has other files, which the copy would replace. Choose another name."
             raise FileExistsError(msg)
 
     def _would_collide(self, common: set[str]) -> bool:
@@ -177,11 +176,11 @@ class FolderCopy:
         layout = self._source.layout
         if layout is None or _manifests(self._held) != [layout.manifest]:
             return False
-        return layout.is_marked(self._target.as_folder())
+        return layout.is_marked(self._target)
 
     def _renamed(self) -> bool:
         """Try to move by renaming the folder; return whether that worked."""
-        source, target = self._source.root.inner(), self._target.inner()
+        source, target = self._source.root.path, self._target.path
         if self._source.root.fs is not None or os.path.islink(source) or os.path.lexists(target):
             return False
         if not self._source.is_all:
@@ -197,7 +196,7 @@ class FolderCopy:
         """Copy where folders cannot be renamed: delete the old manifest first, and write the new one last."""
         names, held, target, layout = self._source.names, self._held, self._target, self._source.layout
         if layout and (self._overwrite or layout.manifest in held or not {*held} & {*names}):
-            layout.mark_unfinished(target.as_folder(), {*names, *self._own.names})
+            layout.mark_unfinished(target, {*names, *self._own.names})
             held = [name for name in held if name != layout.manifest]
         if self._overwrite:
             self._remove_former(held)
@@ -206,20 +205,20 @@ class FolderCopy:
     def _copy_beside(self) -> None:
         """Copy to a folder beside a local target, and rename it when it is complete."""
         target, staging = self._target, Directory(self._source.staging(self._target))
-        os.makedirs(staging.inner(), exist_ok=True)
+        os.makedirs(staging.path, exist_ok=True)
         self._copy_files(staging, _held(staging), overwrite=True)
         wrong = [name for name in _held(staging, leftovers=True) if name not in self._source.names]
-        manage_delete.remove(None, [staging.inner(name) for name in wrong])
+        manage_delete.remove(None, [staging.at(name) for name in wrong])
         if not self._held:
             with contextlib.suppress(FileNotFoundError):
-                os.rmdir(target.inner())  # an empty folder
-            os.rename(staging.inner(), target.inner())
+                os.rmdir(target.path)  # an empty folder
+            os.rename(staging.path, target.path)
             return
         self._remove_former(self._held)
         for name in self._source.names:
-            os.makedirs(os.path.dirname(target.inner(name)), exist_ok=True)
-            publish(staging.inner(name), target.inner(name), exclusive=not self._overwrite)
-        shutil.rmtree(staging.inner())
+            os.makedirs(os.path.dirname(target.at(name)), exist_ok=True)
+            publish(staging.at(name), target.at(name), exclusive=not self._overwrite)
+        shutil.rmtree(staging.path)
 
     def _copy_files(self, folder: Directory, held: Collection[str], *, overwrite: bool) -> None:
         """Copy small files in parallel, then large ones one by one, in parallel parts, and manifests last."""
@@ -240,7 +239,7 @@ class FolderCopy:
                 reason = f"{goal.display_path} is a copy of {own.display_path}, but lacks its user metadata."
                 raise ChecksumError(reason, "Keep the source, or convert it to one file: cszoo checkpoint convert.")
 
-        threads = _AT_A_TIME if _is_thread_safe(source.root.fs) and _is_thread_safe(folder.fs) else 1
+        threads = _AT_A_TIME if source.root.threads and folder.threads else 1
         if source.small:
             run_in_threads(copy_one, source.small, self._meter.advance, threads=threads, name="fsspec_csx-copy")
         together = {*source.small}
@@ -257,13 +256,8 @@ class FolderCopy:
         kept = {*names, *first}
         parts = [name for name in held if name not in kept and (name in own or _is_own_shard(name))]
         for going in (first, parts):
-            for error in manage_delete.remove(self._target.fs, [self._target.inner(name) for name in going]).values():
+            for error in manage_delete.remove(self._target.fs, [self._target.at(name) for name in going]).values():
                 raise error
-
-
-def _is_thread_safe(fs: Any) -> bool:
-    """Return whether several threads can use a filesystem."""
-    return fs is None or getattr(fs, "async_impl", False)
 
 
 def _held(root: Directory, *, leftovers: bool = False) -> list[str]:

@@ -21,8 +21,8 @@ class Folder:
     """A folder on a filesystem, None for the local one; ``name`` is what errors call it."""
 
     def __init__(self, fs: AbstractFileSystem | None, path: str, name: str) -> None:
-        self.fs = fs
-        self.path = path.rstrip("/")
+        self.fs: Any = fs
+        self.path = path.rstrip("/") or "/"
         self.name = name
 
     @property
@@ -32,8 +32,8 @@ class Folder:
         return fs is None or isinstance(fs, LocalFileSystem) or bool(getattr(fs, "async_impl", False))
 
     def at(self, name: str) -> str:
-        """Return the path of a file in it."""
-        return f"{self.path}/{name}"
+        """Return the path of a file in it; its own path for an empty name."""
+        return f"{self.path.rstrip('/')}/{name}" if name else self.path
 
     def open(self, name: str) -> IO[bytes]:
         """Open the current version of a file for reading."""

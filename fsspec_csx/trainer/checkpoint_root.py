@@ -79,7 +79,7 @@ def exists(path: str, *, sharded: bool, format: str | None = None) -> bool:
     files, folders = Directory(path).scan()
     layout = naming.listing_layout([file.name for file in files])
     if format and layout:
-        return layout.is_finished(Directory(path).as_folder())
+        return layout.is_finished(Directory(path))
     return bool(folders or format) or not all(naming.is_shard(file.name) or is_temporary(file.name) for file in files)
 
 

@@ -100,9 +100,9 @@ def test_replaced_and_left(root: str) -> None:
 def created(place: Directory, name: str) -> Any:
     """A file in a folder, to write to."""
     if place.fs is None:
-        os.makedirs(os.path.dirname(place.inner(name)), exist_ok=True)
-        return open(place.inner(name), "wb")
-    return place.fs.open(place.inner(name), "wb")
+        os.makedirs(os.path.dirname(place.at(name)), exist_ok=True)
+        return open(place.at(name), "wb")
+    return place.fs.open(place.at(name), "wb")
 
 
 def test_interrupted_save(root: str) -> None:
@@ -114,7 +114,7 @@ def test_interrupted_save(root: str) -> None:
         path = f"{root}/run/checkpoint_1"
         distributed.save({"x": torch.ones(10)}, path, prefix_count=2)
         place = Directory(path)
-        os.unlink(place.inner(MANIFEST)) if place.fs is None else place.fs.rm_file(place.inner(MANIFEST))
+        os.unlink(place.at(MANIFEST)) if place.fs is None else place.fs.rm_file(place.at(MANIFEST))
         assert checkpoints(f"{root}/run") == []
         assert not remove(path)
         assert [name for name in files(root) if "checkpoint_1" in name] == []
