@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import fsspec
+import pytest
 from answers import s3_error
 from handshakes import Handshakes, Oddity
 
@@ -376,6 +378,16 @@ def fault_proxy(url: str, handshakes: Handshakes | None = None) -> Iterator[Faul
         yield proxy
     finally:
         proxy.close()
+
+
+@contextmanager
+def proxy_by(scheme: str, server: LocalS3, folder: Path) -> Iterator[FaultProxy]:
+    """Yield a proxy before the server; if it speaks TLS, its certificate is trusted meanwhile, and is in the folder."""
+    handshakes = Handshakes(folder) if scheme == "https" else None
+    with pytest.MonkeyPatch.context() as patch, fault_proxy(server.endpoint_url, handshakes) as proxy:
+        if handshakes:
+            patch.setenv("AWS_CA_BUNDLE", str(handshakes.trusted))
+        yield proxy
 
 
 def through(proxy: FaultProxy, server: LocalS3, **options: Any) -> CSXFileSystem:

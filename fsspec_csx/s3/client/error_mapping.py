@@ -5,6 +5,7 @@ Error codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,12 @@ from botocore.parsers import ResponseParserError
 
 from fsspec_csx import errors
 from fsspec_csx.s3.transport.event_loop import SHUTDOWN, TOO_LATE
-from fsspec_csx.s3.transport.failures import GaveUpError, InvalidResponseError, RedirectedError
+from fsspec_csx.s3.transport.failures import (
+    GaveUpError,
+    InvalidResponseError,
+    RedirectedError,
+    UnusualResponseError,
+)
 
 _OF_NUMBERS = {"429", "500", "502", "503", "504"}
 BUSY = _OF_NUMBERS | {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "TooManyRequests"}
@@ -70,15 +76,16 @@ def explain(error: Exception, request: FailedRequest) -> Exception:
         return _meaningless(request, str(error))
     if isinstance(error, boto.ParamValidationError):
         return _by_table(request, {"Code": _INVALID_NAME}) or error if "bucket name" in str(error) else error
+    if isinstance(cause := getattr(error, "kwargs", {}).get("error"), UnusualResponseError):
+        return _meaningless(request, str(cause))
     if isinstance(error, (boto.ConnectionError, boto.ConnectionClosedError, boto.ReadTimeoutError)):
         return _unreachable(error, request)
     if isinstance(error, boto.HTTPClientError) and str(error).endswith(SHUTDOWN):
         return RuntimeError(TOO_LATE)
-    if isinstance(error, boto.HTTPClientError):
-        cause = error.kwargs.get("error")
-        # The error of a library that cannot parse an answer, rather than of this machine.
-        if isinstance(cause, UnicodeError) or type(cause).__module__.startswith(("aiohttp.", "http.", "urllib3.")):
-            return _meaningless(request, f"no HTTP response ({type(cause).__name__})")
+    # The error of a library that cannot parse an answer, rather than of this machine.
+    unparsed = isinstance(cause, UnicodeError) or type(cause).__module__.startswith(("aiohttp.", "http.", "urllib3."))
+    if isinstance(error, boto.HTTPClientError) and unparsed:
+        return _meaningless(request, f"no HTTP response ({type(cause).__name__})")
     details, code = _details(error), code_of(error)
     if request.exclusive and code in ("PreconditionFailed", "412"):
         return errors.ObjectExistsError(f"{request.target} exists already.", "Choose another name, or overwrite it.")
@@ -115,11 +122,13 @@ def _unreachable(error: BaseException, request: FailedRequest) -> errors.Endpoin
     endpoint = getattr(error, "kwargs", {}).get("endpoint_url", "")
     # botocore gives the whole URL of the request; only the host matters here.
     endpoint = "/".join(endpoint.split("/")[:3]) or request.endpoint
-    said = str(getattr(error, "kwargs", {}).get("error", error))
+    cause = getattr(error, "kwargs", {}).get("error", error)
+    said = str(cause)
     if any(sign in said for sign in _SPOILT):
         reason = f"TLS data from or to {endpoint} was damaged in transit: {said}."
         return errors.EndpointError(reason, "Try again; if that does not help, have what is on the way there checked.")
-    if isinstance(error, boto.SSLError):
+    ended = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+    if isinstance(error, boto.SSLError) or (isinstance(cause, ssl.SSLError) and not isinstance(cause, ended)):
         return _insecure(endpoint, said)
     if isinstance(error, boto.ProxyConnectionError):
         reason = f"The proxy {error.kwargs.get('proxy_url', '')} on the way to {endpoint} cannot be reached."

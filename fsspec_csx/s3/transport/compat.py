@@ -14,6 +14,7 @@ from typing import Any
 from aiobotocore.credentials import AioContainerProvider, AioInstanceMetadataProvider
 from aiobotocore.httpsession import AIOHTTPSession
 from fsspec import asyn
+from urllib3.util.proxy import connection_requires_http_tunnel
 
 from fsspec_csx.private_names import check, release
 
@@ -43,14 +44,17 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "botocore.hooks:_PrefixTrie.prefix_search": (),
     "botocore.configprovider:SmartDefaultsConfigStoreFactory": ("_imds_region_provider",),
     "botocore.signers:RequestSigner": ("_credentials",),
-    "botocore.httpsession:URLLib3Session": ("_manager", "_pool_classes_by_scheme", "_proxy_config", "_verify"),
-    "botocore.httpsession:URLLib3Session.send": ("_setup_ssl_cert", "connection_from_url", "proxy_url_for"),
+    "botocore.httpsession:URLLib3Session": (
+        "_get_connection_manager",
+        "_pool_classes_by_scheme",
+        "_proxy_config",
+        "_setup_ssl_cert",
+        "_verify",
+    ),
     "fsspec.asyn:_run_coros_in_chunks": (),
     "s3fs.core:S3FileSystem": ("_call_s3", "_extra_tokenize_attributes", "get_s3"),
     "s3fs.core:S3FileSystem.set_session": ("_prepare_config_kwargs",),
-    "socket:SocketIO": ("_sock",),
-    "urllib3.connectionpool:HTTPConnectionPool": ("_get_conn", "_put_conn"),
-    "urllib3.response:HTTPResponse": ("_fp",),
+    "urllib3.connectionpool:HTTPConnectionPool": ("_get_conn", "_prepare_proxy", "_put_conn"),
 }
 
 # The events of a request, and the packages whose handlers are known.
@@ -84,33 +88,11 @@ def replace_parsers(client: Any, wrap: Callable[[Any], Any]) -> None:
     client._endpoint._response_parser_factory = wrap(client._endpoint._response_parser_factory)
 
 
-def raw_stream(response: Any) -> Any:
-    """Return the http.client response below botocore's, which reads without urllib3's copy."""
-    return response.raw._fp
-
-
-def socket_of(response: Any) -> Any:
-    """Return the socket of a botocore response; None once its body has been read."""
-    stream = raw_stream(response).fp
-    return None if stream is None else stream.raw._sock
-
-
 try:
     check({f"ssl:SSLSocket.{name}": ("_sslobj",) for name in ("read", "send")})
     KNOWS_TLS = True
 except ImportError:  # fall back to Python's public functions, which are slower
     KNOWS_TLS = False
-
-
-def tls_read(response: Any) -> Callable[[int, memoryview], int] | None:
-    """Return a function that reads from the body of a response, up to one TLS record, into a buffer.
-
-    Returns None without TLS, for a chunked body, and if Python's TLS is not known.
-    """
-    link, stream = socket_of(response), raw_stream(response)
-    if not KNOWS_TLS or not isinstance(link, SSLSocket) or stream.chunked or stream.length is None:
-        return None
-    return link._sslobj.read  # type: ignore[attr-defined,no-any-return]
 
 
 def socket_read(link: Any) -> Callable[[int, memoryview], int]:
@@ -131,12 +113,17 @@ def tls_write(link: SSLSocket) -> Callable[[memoryview], int]:
 
 
 def pool_to(session: Any, url: str) -> Any:
-    """Return the pool of a URLLib3Session with the connections to a URL; None if they lead to a proxy."""
-    if session._proxy_config.proxy_url_for(url):
-        return None
-    pool = session._manager.connection_from_url(url)
+    """Return the pool of a URLLib3Session with the connections to a URL, or to its proxy."""
+    manager = session._get_connection_manager(url, session._proxy_config.proxy_url_for(url))
+    pool = manager.connection_from_url(url)
     session._setup_ssl_cert(pool, url, session._verify)
     return pool
+
+
+def is_forwarded(pool: Any, url: str) -> bool:
+    """Return whether a proxy passes on requests, rather than the bytes of a connection."""
+    scheme = url.partition(":")[0]
+    return pool.proxy is not None and not connection_requires_http_tunnel(pool.proxy, pool.proxy_config, scheme)
 
 
 def take_connection(pool: Any) -> Any:
@@ -148,11 +135,14 @@ def give_connection_back(pool: Any, connection: Any) -> None:
     pool._put_conn(connection)
 
 
-def connected_socket(pool: Any, connection: Any) -> Any:
+def connected_socket(pool: Any, connection: Any, *, forwarded: bool) -> Any:
     """Return the socket of a connection, with the timeouts of the pool; connect if necessary."""
     if (link := connection.sock) is None:
         connection.timeout = pool.timeout.connect_timeout
-        connection.connect()
+        if pool.proxy is None or forwarded:
+            connection.connect()
+        else:
+            pool._prepare_proxy(connection)  # connects too
         link = connection.sock
         set_read_timeout(pool, link)
     return link

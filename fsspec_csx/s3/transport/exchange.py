@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import functools
-import time
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 from aiobotocore.awsrequest import AioAWSResponse
-from botocore.exceptions import ConnectionClosedError, EndpointConnectionError, ReadTimeoutError
+from botocore import exceptions as boto
 from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
-from urllib3.exceptions import ClosedPoolError, HTTPError
+from urllib3.connection import CertificateError  # type: ignore[attr-defined]
+from urllib3.exceptions import ClosedPoolError, ConnectTimeoutError, HTTPError, SSLError
 
+from fsspec_csx.redaction import without_user
 from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.concurrency import RequestSlots
-from fsspec_csx.s3.transport.failures import UnusualResponseError
 from fsspec_csx.s3.transport.link import Link
-from fsspec_csx.s3.transport.request_body import LARGEST_PIECE, PIECE, RequestBody
-from fsspec_csx.s3.transport.signature import SignedRequest
+from fsspec_csx.s3.transport.request_body import RequestBody
+from fsspec_csx.s3.transport.response_head import ResponseHead
+from fsspec_csx.s3.transport.signature import SignedRequest, host_of
 from fsspec_csx.s3.transport.socket_loop import Steps, run_alone
-from fsspec_csx.s3.transport.sockets import (
-    PlainPool,
-    abort_connection,
-    read_body,
-    recv_into,
-    socket_options,
-    translate_errors,
-)
+from fsspec_csx.s3.transport.sockets import socket_options
 from fsspec_csx.s3.transport.tls import TLSPool
 
-_UNUSUAL = 3
+_RESERVED = "!$%&'()*+,/:;=?@[]~"  # what a URL may have besides letters, digits and -._
+
+_FRAMING = ("content-length", "transfer-encoding")  # headers that say where a body ends
 
 # The headers to keep of a response with object data; parsing all of them takes long.
 _NEEDED = ("Content-Length", "Content-Range", "ETag", "x-amz-request-id", "x-amz-version-id")
@@ -51,24 +48,25 @@ class Exchange:
 
     Attributes:
         limit: seconds to wait for a connection, or None.
-        unusual: how many responses S3 would not usually give; after some, ``link`` returns None.
+        shares_threads: whether a thread may serve several connections; not with TLS within the TLS of a proxy.
     """
 
     def __init__(
         self, client: Any, verify: bool | str, in_flight: int, slots: RequestSlots, former: Exchange | None = None
     ) -> None:
         config, url = client.meta.config, client.meta.endpoint_url
-        self._plain = url.startswith("http:")
+        proxies = get_environ_proxies(url) if config.proxies is None else config.proxies
+        secure = url.startswith("https:"), (proxies.get(url.partition(":")[0]) or "").startswith("https:")
+        plain, self.shares_threads = not any(secure), not all(secure)
         self.limit = config.read_timeout
         self._slots = slots
-        self.unusual = 0
-        self._latest: tuple[str, Any] = "", None  # the beginning of the last URL, and its pool
+        self._latest: tuple[str, Any, bool] = "", None, False  # the beginning of the last URL, its pool, if forwarded
         self._settings: dict[str, Any] = {
             "verify": verify,
-            "proxies": get_environ_proxies(url) if config.proxies is None else config.proxies,
-            "timeout": (config.connect_timeout, None if self._plain else config.read_timeout),
+            "proxies": proxies,
+            "timeout": (config.connect_timeout, None if plain else config.read_timeout),
             "max_pool_connections": in_flight,
-            "socket_options": socket_options(config.read_timeout if self._plain else None),
+            "socket_options": socket_options(config.read_timeout if plain else None),
             "client_cert": config.client_cert,
             "proxies_config": config.proxies_config,
         }
@@ -76,116 +74,103 @@ class Exchange:
             self.session: URLLib3Session = former.session
         else:
             self.session = URLLib3Session(**self._settings)
-            compat.use_pools(self.session, http=PlainPool, https=TLSPool)
+            compat.use_pools(self.session, https=TLSPool)
 
     def is_like(self, other: Exchange) -> bool:
         """Whether both have the same settings of connections."""
         return self._settings == other._settings
 
+    def link(self, url: str, *, shares_thread: bool = False) -> Link:
+        """Return a connection for requests to a host.
+
+        Raises:
+            EndpointConnectionError: if there can be none.
+        """
+        place = "/".join(url.split("/", 3)[:3])
+        try:
+            if self._latest[0] == place:
+                with contextlib.suppress(ClosedPoolError):  # urllib3 keeps the pools of few hosts
+                    return Link(self._latest[1], self._slots, shares_thread=shares_thread, forwarded=self._latest[2])
+            pool = compat.pool_to(self.session, url)
+            self._latest = place, pool, compat.is_forwarded(pool, url)
+            return Link(pool, self._slots, shares_thread=shares_thread, forwarded=self._latest[2])
+        except HTTPError as error:
+            raise boto.EndpointConnectionError(endpoint_url=url, error=error) from error
+
     def get(self, request: Any, wanted: RangeRequest) -> AioAWSResponse:
         """Request a range and fill it; the returned response has no body if the range was filled."""
-        began, body = time.monotonic(), b""
-        wanted.moved = self._slots.moved
-        with self._noting_stalls():
-            answer = self._send(request)
-            self._slots.answered(time.monotonic() - began, answer.status_code)
-            try:
-                with translate_errors(answer, request, wanted):
-                    if 200 <= answer.status_code < 300:
-                        wanted.interrupt = functools.partial(abort_connection, answer)
-                        recv_into(wanted, answer)
-                        if wanted.cut_off:
-                            answer.raw.close()
-                        headers = {name: answer.headers[name] for name in _NEEDED if name in answer.headers}
-                    else:
-                        body, headers = read_body(answer), answer.headers
-            finally:
-                wanted.interrupt = None
-        return AioAWSResponse(request.url, answer.status_code, headers, _Body(body))
-
-    def link(self, url: str, *, shares_thread: bool = False) -> Link | None:
-        """Return a connection for requests from templates; None if they must use ``get`` and ``put``."""
-        if self.unusual >= _UNUSUAL:
-            return None
-        (origin, pool), place = self._latest, "/".join(url.split("/", 3)[:3])
-        if origin != place:
-            pool = compat.pool_to(self.session, url)
-            self._latest = place, pool
-        try:
-            return None if pool is None else Link(pool, self._slots, shares_thread=shares_thread)
-        except ClosedPoolError:  # urllib3 keeps the pools of few hosts, and has closed this one
-            self._latest = "", None
-            return None
-
-    def put_signed(self, request: SignedRequest, body: RequestBody) -> AioAWSResponse:
-        """Make a request with a body that a template has signed, on any connection."""
-        link = self.link(request.url)
-        if link is None:
-            return self.put(request, body)
-        try:
-            return run_alone(self.putting(link, request, body))
-        finally:
-            link.give_back()
-
-    def putting(self, link: Link, request: SignedRequest, body: RequestBody) -> Steps[AioAWSResponse]:
-        """Make a request with a body that a template has signed, on a connection."""
-        try:
-            head, data = yield from link.putting(request, body)
-        except (OSError, HTTPError) as error:  # raise botocore's form of it
-            self.unusual += isinstance(error, UnusualResponseError)
-            if body.failure is not None:
-                raise body.failure from error
-            if not link.began:  # the server cannot have applied the request
-                raise EndpointConnectionError(endpoint_url=request.url, error=error) from error
-            if isinstance(error, (TimeoutError, BlockingIOError)):
-                raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
-            raise ConnectionClosedError(endpoint_url=request.url, request=request, error=error) from error
-        headers: Any = head.headers
-        if head.status_code < 300 and not data:
-            headers = {name: headers.get(name) for name in _NEEDED if name.lower() in headers}
-        return AioAWSResponse(request.url, head.status_code, headers, _Body(data))
+        return self._alone(self.getting, request, wanted)
 
     def put(self, request: Any, body: RequestBody) -> AioAWSResponse:
         """Make a request with a body."""
-        outgoing, sent = copy.copy(request), [time.monotonic()]
-        outgoing.body = self._counted(body, sent)
-        outgoing.stream_output = True
-        with self._noting_stalls():
-            try:
-                answer = self._send(outgoing)
-            except Exception as error:
-                if body.failure is not None:  # the connection is not at fault, so a retry would not help
-                    raise body.failure from error
-                raise
-            self._slots.answered(time.monotonic() - sent[-1], answer.status_code)
-            with translate_errors(answer, request):
-                return AioAWSResponse(request.url, answer.status_code, answer.headers, _Body(read_body(answer)))
+        return self._alone(self.putting, request, body)
 
-    def _counted(self, body: RequestBody, sent: list[float]) -> Iterator[memoryview]:
-        """Yield the pieces of a body; add the time before each to ``sent``, as the answer may come after any."""
-        for piece in body.pieces(PIECE, LARGEST_PIECE):
-            sent.append(time.monotonic())
-            yield piece
-            self._slots.moved(len(piece))
-
-    def _send(self, request: Any) -> Any:
-        """Send a request, and wait for the head of its response."""
-        began = time.monotonic()
+    def _alone(
+        self, steps: Callable[[Link, Any, Any], Steps[AioAWSResponse]], request: Any, body: Any
+    ) -> AioAWSResponse:
+        link = self.link(request.url)
         try:
-            return self.session.send(request)
-        except ConnectionClosedError as error:
-            # A timeout of the system looks like the end of the connection.
-            if not self._plain or self.limit is None or time.monotonic() - began < self.limit:
-                raise
-            raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
+            return run_alone(steps(link, request, body))
+        finally:
+            link.give_back()
 
-    @contextlib.contextmanager
-    def _noting_stalls(self) -> Iterator[None]:
-        try:
-            yield
-        except ReadTimeoutError:
-            self._slots.throttled()
+    def getting(self, link: Link, request: Any, wanted: RangeRequest) -> Steps[AioAWSResponse]:
+        """Make a request for a range on a connection, in steps."""
+        with _botocore_errors(link, request, wanted):
+            head, data = yield from link.getting(_signed(request), wanted)
+        return _answer(request, head, data, whole=head.status_code >= 300)
+
+    def putting(self, link: Link, request: Any, body: RequestBody) -> Steps[AioAWSResponse]:
+        """Make a request with a body on a connection, in steps."""
+        with _botocore_errors(link, request, body):
+            head, data = yield from link.putting(_signed(request, body), body)
+        learned = isinstance(request, SignedRequest)
+        return _answer(request, head, data, whole=not learned or head.status_code >= 300 or bool(data))
+
+
+def _answer(request: Any, head: ResponseHead, data: bytes, *, whole: bool) -> AioAWSResponse:
+    headers: Any = head.headers
+    if not whole:
+        headers = {name: headers.get(name) for name in _NEEDED if name.lower() in headers}
+    return AioAWSResponse(request.url, head.status_code, headers, _Body(data))
+
+
+def _signed(request: Any, body: RequestBody | None = None) -> SignedRequest:
+    """Return a request of botocore in the form that a Link sends."""
+    if isinstance(request, SignedRequest):
+        return request
+    parts = urlsplit(request.url)
+    target = quote(f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}", safe=_RESERVED)
+    headers = {name: value for name, value in request.headers.items() if name.lower() not in _FRAMING}
+    if body is not None:
+        headers["Content-Length"] = str(len(body))
+    return SignedRequest(request.method, request.url, target, host_of(parts), headers)
+
+
+@contextlib.contextmanager
+def _botocore_errors(link: Link, request: Any, body: RequestBody | RangeRequest) -> Iterator[None]:
+    """Raise botocore's exceptions for errors of a connection; those of this machine stay as they are."""
+    try:
+        yield
+    except (OSError, HTTPError, HTTPException, CertificateError) as error:
+        failure = body.failure or _botocore_error(link, request, error)
+        if failure is error:
             raise
+        raise failure from error
+
+
+def _botocore_error(link: Link, request: Any, error: Exception) -> Any:
+    url, proxy = request.url, link.pool.proxy
+    late = isinstance(error, (TimeoutError, BlockingIOError)) or type(error) is ConnectTimeoutError
+    if link.began:
+        if late and not link.answered:
+            return boto.ReadTimeoutError(endpoint_url=url, error=error)
+        return boto.ConnectionClosedError(endpoint_url=url, request=request, error=error)
+    insecure = isinstance(error, (ssl.SSLError, SSLError, CertificateError))
+    if proxy is not None and not (insecure and link.reached_proxy):
+        return boto.ProxyConnectionError(proxy_url=without_user(proxy.url), error=error)
+    kind = boto.SSLError if insecure else boto.ConnectTimeoutError if late else boto.EndpointConnectionError
+    return kind(endpoint_url=url, error=error)
 
 
 class _Body:

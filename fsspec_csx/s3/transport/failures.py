@@ -32,4 +32,4 @@ class InvalidResponseError(Exception):
 
 
 class UnusualResponseError(OSError):
-    """A response that S3 does not usually give to such a request; botocore has to handle it."""
+    """A response that is malformed, so that its end is not certain; another attempt may get a better one."""

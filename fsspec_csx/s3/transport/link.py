@@ -1,21 +1,21 @@
 """Link: a connection on which requests are made one after another, directly on the socket.
 
 http.client and urllib3 take half a millisecond of processor time for a request, and wait for the GIL at eight system
-calls; a Link takes a tenth of that, and three. Responses that S3 does not usually give are left to urllib3. Requests
-are made in steps, so that one thread can make those of several connections.
+calls; a Link takes a tenth of that, and three. Requests are made in steps, so that one thread can make those of several
+connections.
 """
 
 from __future__ import annotations
 
 import functools
-import io
-import re
 import select
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from http.client import HTTPException
 from typing import Any
 
 from urllib3.util.connection import is_connection_dropped
@@ -27,6 +27,7 @@ from fsspec_csx.s3.transport.concurrency import RequestSlots
 from fsspec_csx.s3.transport.failures import UnusualResponseError
 from fsspec_csx.s3.transport.memory import populate
 from fsspec_csx.s3.transport.request_body import LARGEST_PIECE, PIECE, RequestBody
+from fsspec_csx.s3.transport.response_body import body_reader
 from fsspec_csx.s3.transport.response_head import MOST_BYTES, ResponseHead, response_head
 from fsspec_csx.s3.transport.signature import SignedRequest
 from fsspec_csx.s3.transport.socket_loop import Ready, Steps
@@ -40,7 +41,6 @@ _END = b"\r\n\r\n"
 # The longest that a response without object data may take after its first byte, in seconds, however steadily it comes.
 _LONGEST = 60.0
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,5})[ \t]*(?:;[^\r\n]*)?\r\n")
 
 
 class Interrupt:
@@ -68,16 +68,20 @@ class Link:
         pool: makes connections.
         slots: records the bytes moved and the response times.
         shares_thread: whether the socket does not block, as other connections use the same thread.
+        forwarded: whether a proxy passes on the requests, rather than the bytes of the connection.
 
     Attributes:
+        pool: the same.
         began: whether bytes of the last request may have been sent.
+        answered: whether the head of its response has come.
+        reached_proxy: whether the last connection that failed had a proxy, and failed after that was reached.
     """
 
-    def __init__(self, pool: Any, slots: RequestSlots, *, shares_thread: bool = False) -> None:
-        self.began = False
-        self._shared = shares_thread
+    def __init__(self, pool: Any, slots: RequestSlots, *, shares_thread: bool = False, forwarded: bool = False) -> None:
+        self.began = self.answered = self.reached_proxy = False
+        self._shared, self._forwarded = shares_thread, forwarded
         self._until = 0.0
-        self._pool, self._slots = pool, slots
+        self.pool, self._slots = pool, slots
         self._connection = compat.take_connection(pool)
         self._socket: Any = None
         self._poll: Any = None
@@ -88,14 +92,14 @@ class Link:
     def give_back(self) -> None:
         """Return the connection to the pool."""
         if self._shared and (used := self._connection.sock) is not None:
-            compat.set_read_timeout(self._pool, used)
-        compat.give_connection_back(self._pool, self._connection)
+            compat.set_read_timeout(self.pool, used)
+        compat.give_connection_back(self.pool, self._connection)
 
-    def getting(self, request: SignedRequest, wanted: RangeRequest) -> Steps[ResponseHead]:
-        """Request a range and fill its memory.
+    def getting(self, request: SignedRequest, wanted: RangeRequest) -> Steps[tuple[ResponseHead, bytes]]:
+        """Request a range and fill its memory; return the head of the response, and the body if it is an error.
 
         Raises:
-            UnusualResponseError: an OSError, if the response is not one that S3 usually gives.
+            UnusualResponseError: an OSError, if the response is malformed.
         """
         wanted.moved = self._slots.moved
         try:
@@ -105,17 +109,16 @@ class Link:
                     msg = "The request was given up."
                     raise OSError(msg)
                 began = time.monotonic()
-                yield from self._send(request.head())
-                head = yield from self._head(began)
-                if head.status_code < 300:
-                    if not head.headers.get("ETag"):
-                        msg = "The response to a GET has no ETag: it is not an object's."
-                        raise UnusualResponseError(msg)
+                yield from self._send(self._written(request))
+                head, data = (yield from self._head(began)), b""
+                if head.status_code >= 300:
+                    data = yield from self._body(head)
+                else:
                     wanted.expect(head.status_code, head.headers)
-                    yield from self._fill(wanted)
-                if head.status_code >= 300 or wanted.cut_off or not head.reusable:
+                    yield from self._fill(wanted, head)
+                if wanted.cut_off or not head.reusable:
                     self._connection.close()
-            return head
+            return head, data
         finally:
             wanted.interrupt = None
 
@@ -123,17 +126,17 @@ class Link:
         """Send a body, and return the head and the body of the response.
 
         Raises:
-            UnusualResponseError: an OSError, if the response is not one that S3 usually gives.
+            UnusualResponseError: an OSError, if the response is malformed.
         """
         yield from self._connect()
         with self._connected():
             sent, cut = time.monotonic(), False
             try:
                 if len(body) <= _STEP:
-                    yield from self._send(b"".join((request.head(), *body.pieces(_STEP))))
+                    yield from self._send(b"".join((self._written(request), *body.pieces(_STEP))))
                     self._slots.moved(len(body))
                 else:
-                    yield from self._send(request.head())
+                    yield from self._send(self._written(request))
                     for memory in body.pieces(PIECE, LARGEST_PIECE):
                         sent = time.monotonic()  # before it is sent, as the server may answer meanwhile
                         yield from self._send(memory)
@@ -144,31 +147,48 @@ class Link:
             if cut and head.status_code < 300:
                 msg = "The connection ended before the whole body was sent."
                 raise ConnectionError(msg)
-            data = (yield functools.partial(self._body, head)) if head.length != 0 else b""
+            data = yield from self._body(head)
             if cut or not head.reusable:
                 self._connection.close()
             return head, data
 
-    def _body(self, head: ResponseHead) -> bytes:
+    def _written(self, request: SignedRequest) -> bytes:
+        """Return the head of a request."""
+        if self._forwarded:
+            target = f"{request.url.partition(':')[0]}://{request.host}{request.target}"
+            request = replace(request, target=target, headers={**request.headers, **self.pool.proxy_headers})
+        return request.head()
+
+    def _body(self, head: ResponseHead) -> Steps[bytes]:
         """Return the body of a response without object data."""
+        if head.length == 0:
+            return b""
+
+        def body() -> bytes:
+            source = body_reader(head, self._early, self._receive)
+
+            def read(most: int) -> bytes:
+                piece = source.read1(most)
+                if not piece and source.length:
+                    msg = f"The connection ended {source.length} bytes before the end of a response."
+                    raise ConnectionError(msg)
+                return piece
+
+            found = taken_from(read, head.status_code)
+            if source.length != 0:
+                self._connection.close()
+            return found
+
+        return (yield from self._blocking(body))  # type: ignore[no-any-return]
+
+    def _blocking(self, function: Callable[[], Any]) -> Steps[Any]:
+        """Call a function that reads from the socket, which blocks meanwhile."""
         if self._shared:
-            compat.set_read_timeout(self._pool, self._socket)
-        source, left = io.BufferedReader(_Rest(self._early, self._receive)), head.length
-
-        def read(most: int) -> bytes:
-            nonlocal left
-            if left is None:
-                return _chunk(source)
-            due = min(most, left)
-            left -= due
-            return _exactly(source, due)
-
-        body = taken_from(read, head.status_code)
-        if left:
-            self._connection.close()
-        elif self._shared:
+            compat.set_read_timeout(self.pool, self._socket)
+        result = yield function
+        if self._shared and self._connection.sock is not None:
             self._socket.settimeout(0)
-        return body
+        return result
 
     @contextmanager
     def _connected(self) -> Iterator[Interrupt]:
@@ -181,13 +201,16 @@ class Link:
             self._connection.close()
             if isinstance(error, (TimeoutError, BlockingIOError)):  # the timeout of Python, or of the system
                 self._slots.throttled()
+            if isinstance(error, HTTPException):
+                msg = f"its body is damaged, or has ended early ({type(error).__name__})"
+                raise UnusualResponseError(msg) from error
             raise
         finally:
             interrupt.release()
 
     def _connect(self) -> Steps[None]:
         """Connect, unless the connection can be used; not if data waits, which cannot answer the next request."""
-        self.began = False
+        self.began = self.answered = False
         used = self._connection.sock
         if used is not None and used is self._socket and self._poll is not None:
             if not self._poll.poll(0) and not has_decrypted(used):
@@ -202,8 +225,9 @@ class Link:
 
     def _open(self) -> None:
         try:
-            self._socket = compat.connected_socket(self._pool, self._connection)
+            self._socket = compat.connected_socket(self.pool, self._connection, forwarded=self._forwarded)
         except BaseException:
+            self.reached_proxy = getattr(self._connection, "has_connected_to_proxy", self.pool.proxy is not None)
             self._connection.close()  # it may have a socket without TLS
             raise
         if self._shared:
@@ -248,7 +272,7 @@ class Link:
             self._until = float("inf")
             while (end := self._store.find(_END, begin, filled)) < 0:
                 if filled == MOST_BYTES:
-                    msg = f"The head of a response has more than {MOST_BYTES} bytes."
+                    msg = f"its head has more than {MOST_BYTES:,} bytes"
                     raise UnusualResponseError(msg)
                 try:
                     count = self._receive(self._view[filled:])
@@ -264,16 +288,22 @@ class Link:
             if head.status_code >= 200:
                 break
         else:
-            msg = f"More than {_INTERIM} responses came that only announce another."
+            msg = f"more than {_INTERIM} others announced it"
             raise UnusualResponseError(msg)
+        self.answered = True
         self._slots.answered(time.monotonic() - sent, head.status_code)
         self._early = self._view[begin:filled]
-        if head.length is not None and len(self._early) > head.length:
-            msg = "More bytes came than the response has."
-            raise UnusualResponseError(msg)
+        if head.length is not None and len(self._early) > head.length:  # bytes that answer no request
+            return replace(head, reusable=False)
         return head
 
-    def _fill(self, wanted: RangeRequest) -> Steps[None]:
+    def _fill(self, wanted: RangeRequest, head: ResponseHead) -> Steps[None]:
+        if head.length is None:
+            yield from self._blocking(functools.partial(self._fill_decoded, wanted, head))
+            return
+        if head.length < wanted.length - wanted.filled:
+            msg = f"{head.length} bytes came where {wanted.length - wanted.filled} were due."
+            raise ConnectionError(msg)
         read = compat.socket_read(self._socket)
         while len(memory := wanted.next_buffer(_STEP)):
             populate(memory)
@@ -291,41 +321,18 @@ class Link:
                     filled += count
             finally:  # also count bytes received before an error
                 wanted.advance(filled)
-            if filled < len(memory) or (wanted.given_up and not wanted.complete):
-                msg = f"The connection ended after {wanted.filled} of {wanted.length} bytes."
-                raise ConnectionError(msg)
+            _check_filled(wanted, memory, filled)
+
+    def _fill_decoded(self, wanted: RangeRequest, head: ResponseHead) -> None:
+        """Fill memory from a response in chunks, or one that ends with the connection."""
+        reader = body_reader(head, self._early, self._socket.recv_into)
+        while len(memory := wanted.next_buffer(_STEP)):
+            filled = reader.readinto(memory)
+            wanted.advance(filled)
+            _check_filled(wanted, memory, filled)
 
 
-class _Rest(io.RawIOBase):
-    """The rest of a response: first the bytes received with its head, then those from the socket."""
-
-    def __init__(self, early: memoryview, receive: Callable[[memoryview], int]) -> None:
-        self._early, self._receive = early, receive
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not (count := min(len(self._early), len(buffer))):
-            return self._receive(buffer)
-        buffer[:count], self._early = self._early[:count], self._early[count:]
-        return count
-
-
-def _chunk(source: io.BufferedIOBase) -> bytes:
-    """Return the next chunk of a chunked body; empty at its end."""
-    if (found := _CHUNK.fullmatch(source.readline(MOST_BYTES))) is None:
-        msg = "A chunk of a response has no valid size line."
-        raise UnusualResponseError(msg)
-    data = _exactly(source, int(found[1], 16))
-    if data:
-        _exactly(source, 2)
-    return data
-
-
-def _exactly(source: io.BufferedIOBase, count: int) -> bytes:
-    data = source.read(count)
-    if len(data) < count:
-        msg = "The connection ended before the end of a response."
+def _check_filled(wanted: RangeRequest, memory: memoryview, filled: int) -> None:
+    if filled < len(memory) or (wanted.given_up and not wanted.complete):
+        msg = f"The connection ended after {wanted.filled} of {wanted.length} bytes."
         raise ConnectionError(msg)
-    return data

@@ -236,7 +236,7 @@ class Transfer:
 
         def send() -> AioAWSResponse:
             body.prepare()
-            return self.exchange.put_signed(make(body), body)
+            return self.exchange.put(make(body), body)
 
         return await self._with(body, send)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,9 +11,7 @@ from fsspec_csx.s3.transport.link import Link
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_template import PutTemplate, ReadTemplate, Template
 from fsspec_csx.s3.transport.signed_parts import FirstAttempt, stored
-from fsspec_csx.s3.transport.slow_connections import Attempt
 from fsspec_csx.s3.transport.socket_loop import Steps
-from fsspec_csx.s3.transport.sockets import reporting_connection
 
 if TYPE_CHECKING:
     from fsspec_csx.s3.transport.pool import Transfer
@@ -47,24 +43,19 @@ class SignedRead:
         """Prepare the request for botocore."""
         self.body.forget_failures()
 
-    def making(
-        self, transfer: Transfer, template: ReadTemplate, link: Link | None, attempt: Attempt | None
-    ) -> Steps[Any]:
+    def making(self, transfer: Transfer, template: ReadTemplate, link: Link) -> Steps[Any]:
         """Make the request, and return the response."""
         request = template.request(self.key, self.body.header())
         logger.debug("Sending GetObject for %s, %s", request.url, self.body.header() or "all of it")
-        if link is not None:
-            return (yield from link.getting(request, self.body))
-
-        def get() -> Any:
-            with contextlib.nullcontext() if attempt is None else reporting_connection(attempt.note):
-                return transfer.exchange.get(request, self.body)
-
-        return (yield get)
+        head, _ = yield from link.getting(request, self.body)
+        return head
 
     def is_valid_response(self, answer: Any) -> bool:
         """Return whether a response is valid for this request."""
-        return self.body.complete and bool(answer.headers.get("ETag"))
+        if answer.headers.get("ETag"):
+            return self.body.complete
+        self.body.restart()  # these bytes are no object's
+        return False
 
     def accept(self) -> bool:
         """Process the bytes in a thread; return whether they are correct."""
@@ -118,17 +109,14 @@ class SignedWrite:
             raise OSError(msg)
         body.prepare()
 
-    def making(self, transfer: Transfer, template: PutTemplate, link: Link | None, _: Attempt | None) -> Steps[Any]:
+    def making(self, transfer: Transfer, template: PutTemplate, link: Link) -> Steps[Any]:
         """Make the request, and return the response."""
         body = self.body
         assert body is not None
         request = template.request(self.key, self._type, body)
         logger.debug("Sending PutObject for %s", request.url)
         try:
-            if link is None:
-                outcome: Any = yield functools.partial(transfer.exchange.put_signed, request, body)
-            else:
-                outcome = yield from transfer.exchange.putting(link, request, body)
+            outcome = yield from transfer.exchange.putting(link, request, body)
         except Exception as error:
             self.first = FirstAttempt(transfer, error)
             raise

@@ -16,7 +16,7 @@ MOST_BYTES = 64 * 1024
 
 _TEXT = r"[\t\x20-\x7e\x80-\xff]*"
 # One pattern for the whole head, as one for each line would take several times as long.
-_HEAD = re.compile(rf"HTTP/1\.1 ([1-9][0-9][0-9])(?: {_TEXT})?(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:{_TEXT})*")
+_HEAD = re.compile(rf"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: {_TEXT})?(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:{_TEXT})*")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 # Headers that may occur only once, as repeated ones could contradict each other.
 _ONCE = ("content-length", "content-range", "etag")
@@ -36,43 +36,51 @@ class ResponseHead:
 
     Attributes:
         status_code: such as 200.
-        length: of the body in bytes; None for an error in chunked encoding, which AWS uses for errors.
+        length: of the body in bytes; None if the body has chunks, or ends with the connection.
         reusable: whether the connection can serve another request.
+        chunked: whether the body has chunks, as errors of AWS.
     """
 
     status_code: int
     headers: Headers
     length: int | None
     reusable: bool
+    chunked: bool = False
 
 
 def response_head(data: bytes) -> ResponseHead:
     """Parse the head of a response to a GET or a PUT, given without the empty line at its end.
 
     Raises:
-        UnusualResponseError: if it is malformed, or ``Content-Length`` does not give the length of the body.
+        UnusualResponseError: if it is malformed, or does not give the length of the body clearly.
     """
     text = data.decode("latin-1")
     if (found := _HEAD.fullmatch(text)) is None:
-        raise _unusual("invalid status line or header line")
+        raise _unusual("an invalid status line or header line")
     headers = Headers()
     for line in text.split("\r\n")[1:]:
         name, _, value = line.partition(":")
         name, value = name.lower(), value.strip(" \t")
         if name in headers:
             if name in _ONCE:
-                raise _unusual(f"it has {name} twice")
+                raise _unusual(f"{name} twice")
             value = f"{headers[name]}, {value}"
         headers[name] = value
-    status = int(found[1])
-    length = headers.get("Content-Length", "0" if status < 200 or status in (204, 304) else "")
-    reusable = "close" not in headers.get("Connection", "").lower()
-    if status >= 300 and headers.get("Transfer-Encoding", "").lower() == "chunked" and not length:
+    status, length = int(found[2]), headers.get("Content-Length", "")
+    kept = headers.get("Connection", "").lower()
+    reusable = "close" not in kept and (found[1] == "1" or "keep-alive" in kept)
+    if status < 200 or status in (204, 304):
+        return ResponseHead(status, headers, 0, reusable)
+    if (coding := headers.get("Transfer-Encoding")) is not None:
+        if coding.lower() != "chunked" or "content-length" in headers:
+            raise _unusual("no clear length of the body")
+        return ResponseHead(status, headers, None, reusable=False, chunked=True)
+    if "content-length" not in headers:
         return ResponseHead(status, headers, None, reusable=False)
-    if status >= 200 and ("transfer-encoding" in headers or not _LENGTH.fullmatch(length)):
+    if not _LENGTH.fullmatch(length):
         raise _unusual("no valid Content-Length")
-    return ResponseHead(status, headers, int(length) if status >= 200 else 0, reusable)
+    return ResponseHead(status, headers, int(length), reusable)
 
 
 def _unusual(why: str) -> UnusualResponseError:
-    return UnusualResponseError(f"The head of a response is unusual: {why}.")
+    return UnusualResponseError(f"its head has {why}")

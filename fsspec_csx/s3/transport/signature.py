@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from botocore import auth
 
@@ -43,7 +43,9 @@ class SignedRequest:
         Raises:
             ValueError: if a header has a line break, which would begin another header.
         """
-        lines = [f"{self.method} {self.target} HTTP/1.1", f"Host: {self.host}", "Accept-Encoding: identity"]
+        lines = [f"{self.method} {self.target} HTTP/1.1", f"Host: {self.host}"]
+        if "accept-encoding" not in map(str.lower, self.headers):
+            lines.append("Accept-Encoding: identity")
         for name, value in self.headers.items():
             if name.lower() != "host":
                 lines.append(f"{name}: {value if isinstance(value, str) else value.decode()}")
@@ -52,6 +54,11 @@ class SignedRequest:
             msg = "A header of a request has a line break. Remove it from the credentials or the options."
             raise ValueError(msg)
         return "\r\n".join((*lines, "", "")).encode()
+
+
+def host_of(url: SplitResult) -> str:
+    """Return the host of a URL, with the port unless that is the default."""
+    return url.netloc.rpartition("@")[2].lower().removesuffix(f":{_PORTS[url.scheme]}")
 
 
 class _Frame(NamedTuple):
@@ -86,8 +93,7 @@ class Signature:
         self._headers, self._hashed = headers, hashed
         parts = urlsplit(url)
         self._origin = f"{parts.scheme}://{parts.netloc}"
-        host = parts.netloc.rpartition("@")[2].lower()
-        self._host = host.removesuffix(f":{_PORTS[parts.scheme]}")
+        self._host = host_of(parts)
         self._credentials: Any = None
         self._key: tuple[Any, str, bytes] = (None, "", b"")
         self._frames: dict[tuple[str, ...], _Frame] = {}

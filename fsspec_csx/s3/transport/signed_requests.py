@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from fsspec_csx.errors import EndpointError
 from fsspec_csx.s3.transport.call_scope import Scope, finish_despite_cancel, scope
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
-from fsspec_csx.s3.transport.failures import UnusualResponseError
 from fsspec_csx.s3.transport.learned_template import FAILURES
 from fsspec_csx.s3.transport.link import Link
 from fsspec_csx.s3.transport.queued_requests import SignedRead, SignedWrite
-from fsspec_csx.s3.transport.slow_connections import Attempt, SlowConnections
+from fsspec_csx.s3.transport.slow_connections import SlowConnections
 from fsspec_csx.s3.transport.socket_loop import LocalCalls, SocketLoop, Steps, run_alone
 
 if TYPE_CHECKING:
@@ -105,7 +104,11 @@ class SignedRequests(Generic[R]):
         self._ended: deque[R] = deque()
         self._most = min(self._left, transfer.in_flight, most if most and most > 0 else transfer.in_flight)
         self._takers = 0
-        number = min(_THREADS, os.cpu_count() or 1) if shared and hasattr(select, "poll") else 0
+        number = (
+            min(_THREADS, os.cpu_count() or 1)
+            if shared and hasattr(select, "poll") and transfer.exchange.shares_threads
+            else 0
+        )
         self._loops = [SocketLoop(transfer.in_thread, transfer.exchange.limit) for _ in range(number)]
         self._local = LocalCalls()
         self._tasks: list[asyncio.Future[None]] = []
@@ -213,11 +216,10 @@ class SignedRequests(Generic[R]):
                 if slots.exceeded or (slots.contended and time.monotonic() - began > _TURN_SECONDS):
                     break
         finally:
-            if link is not None:
-                link.give_back()
+            link.give_back()
         return None, 0.0
 
-    def _try(self, turn: _Turn, request: R, link: Link | None) -> Steps[float | None]:
+    def _try(self, turn: _Turn, request: R, link: Link) -> Steps[float | None]:
         """Make a request; return None if it succeeded, or how long to wait before repeating it."""
         turn.request = request
         try:
@@ -225,10 +227,7 @@ class SignedRequests(Generic[R]):
                 watch = self._slow.watched(request.body) if isinstance(request, SignedRead) else nullcontext()
                 with watch as attempt:
                     try:
-                        return (yield from self._attempt(turn, request, link, attempt))
-                    except UnusualResponseError:
-                        self._transfer.exchange.unusual += 1
-                        return 0.0
+                        return (yield from self._attempt(turn, request, link))
                     except Exception:  # botocore repeats the request, and raises the error
                         if attempt is None or not attempt.ended:
                             return 0.0
@@ -236,10 +235,10 @@ class SignedRequests(Generic[R]):
         finally:
             turn.request, turn.accepting = None, False
 
-    def _attempt(self, turn: _Turn, request: R, link: Link | None, attempt: Attempt | None) -> Steps[float | None]:
+    def _attempt(self, turn: _Turn, request: R, link: Link) -> Steps[float | None]:
         if isinstance(request, SignedWrite):
             yield from self._local.made(request.prepare)
-        answer = yield from request.making(self._transfer, self._template, link, attempt)
+        answer = yield from request.making(self._transfer, self._template, link)
         if answer.status_code in _BUSY and request.repeatable:
             after = answer.headers.get("Retry-After", "")
             return min(float(after), _LONGEST_WAIT) if after.isdecimal() else _waits.uniform(*_WAIT)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from statistics import median
 from typing import Any
 
 from fsspec_csx.s3.transport.byte_range import RangeRequest
-from fsspec_csx.s3.transport.sockets import shut_down
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -35,21 +33,11 @@ class Attempt:
         self.wanted = wanted
         self.before = wanted.filled
         self.ended = False
-        self._lock = threading.Lock()
-        self._connection: Any = None  # while it waits for the head of the response
-
-    def note(self, connection: Any) -> None:
-        """Record the connection that waits for the head of the response, or None."""
-        with self._lock:
-            self._connection = connection
 
     def end(self) -> bool:
         """Shut down the connection of this attempt; return whether there is one."""
-        with self._lock:
-            if self._connection is not None:
-                self.ended = shut_down(self._connection.sock)
-            elif (interrupt := self.wanted.interrupt) is not None:
-                self.ended = bool(interrupt())
+        if (interrupt := self.wanted.interrupt) is not None:
+            self.ended = bool(interrupt())
         return self.ended
 
     @property

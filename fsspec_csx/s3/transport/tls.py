@@ -15,7 +15,6 @@ from weakref import WeakKeyDictionary
 from botocore.awsrequest import AWSHTTPSConnection, AWSHTTPSConnectionPool
 
 from fsspec_csx.s3.transport import compat
-from fsspec_csx.s3.transport.sockets import NotedConnection
 
 
 class _Shared:
@@ -76,11 +75,13 @@ class TLSSocket(ssl.SSLSocket):
 
 
 def has_decrypted(link: Any) -> bool:
-    """Return whether bytes of a socket are decrypted and not received yet; a poll does not show them."""
+    """Return whether bytes of a socket are taken from the system and not received yet; a poll does not show them."""
+    if (incoming := getattr(link, "incoming", None)) is not None:  # urllib3's TLS within the TLS of a proxy
+        return bool(incoming.pending or link.sslobj.pending() or has_decrypted(link.socket))
     return isinstance(link, ssl.SSLSocket) and link.pending() > 0
 
 
-class TLSConnection(NotedConnection, AWSHTTPSConnection):  # type: ignore[misc]
+class TLSConnection(AWSHTTPSConnection):  # type: ignore[misc]
     """A connection that shares parsed CA certificates with others: parsing takes 17 ms."""
 
     ca_certs: str | None
@@ -92,12 +93,16 @@ class TLSConnection(NotedConnection, AWSHTTPSConnection):  # type: ignore[misc]
 
     def connect(self) -> None:
         """Connect, with ``TLSSocket`` and shared CA certificates where possible."""
+        path = self.ca_certs
         if isinstance(self.ssl_context, ssl.SSLContext):
             if compat.KNOWS_TLS:
                 self.ssl_context.sslsocket_class = TLSSocket
             if self.proxy is None and self.ca_certs is not None:
                 self._load_authorities(self.ssl_context, self.ca_certs)
-        super().connect()
+        try:
+            super().connect()
+        finally:
+            self.ca_certs = path  # the connection may be made again, when the file has changed
 
     def _load_authorities(self, context: ssl.SSLContext, path: str) -> None:
         try:

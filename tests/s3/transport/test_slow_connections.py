@@ -10,8 +10,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from handshakes import Handshakes
-from proxy import Fault, FaultProxy, Request, error_answer, fault_proxy, through
+from proxy import Fault, FaultProxy, Request, error_answer, proxy_by, through
 
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport import slow_connections
@@ -37,14 +36,9 @@ def least_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=["http", pytest.param("https", marks=pytest.mark.slow)])
-def proxy(
-    request: pytest.FixtureRequest, server: LocalS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[FaultProxy]:
+def proxy(request: pytest.FixtureRequest, server: LocalS3, tmp_path: Path) -> Iterator[FaultProxy]:
     """A proxy before the server, with and without TLS."""
-    handshakes = Handshakes(tmp_path) if request.param == "https" else None
-    if handshakes:
-        monkeypatch.setenv("AWS_CA_BUNDLE", str(handshakes.trusted))
-    with fault_proxy(server.endpoint_url, handshakes) as running:
+    with proxy_by(request.param, server, tmp_path) as running:
         yield running
 
 

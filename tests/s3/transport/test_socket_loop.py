@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handshakes import Handshakes
-from proxy import Fault, FaultProxy, error_answer, fault_proxy, through
+from proxy import Fault, FaultProxy, error_answer, proxy_by, through
 
 from fsspec_csx.s3 import many_objects
 from fsspec_csx.s3.filesystem import CSXFileSystem
@@ -34,14 +33,9 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.fixture(params=["http", "https"])
-def proxy(
-    request: pytest.FixtureRequest, server: LocalS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[FaultProxy]:
+def proxy(request: pytest.FixtureRequest, server: LocalS3, tmp_path: Path) -> Iterator[FaultProxy]:
     """A proxy before the server, with and without TLS."""
-    handshakes = Handshakes(tmp_path) if request.param == "https" else None
-    if handshakes:
-        monkeypatch.setenv("AWS_CA_BUNDLE", str(handshakes.trusted))
-    with fault_proxy(server.endpoint_url, handshakes) as running:
+    with proxy_by(request.param, server, tmp_path) as running:
         yield running
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from ctrl_c import ctrl_c
-from handshakes import Handshakes
-from proxy import Fault, FaultProxy, fault_proxy, through
+from proxy import Fault, FaultProxy, proxy_by, through
 
 from fsspec_csx.errors import EndpointError, UntrustedCertificateError
 from fsspec_csx.s3.filesystem import CSXFileSystem
@@ -33,10 +32,8 @@ def objects(server: LocalS3) -> None:
 @pytest.fixture
 def proxy(server: LocalS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """A proxy that speaks TLS, and whose authority is trusted."""
-    handshakes = Handshakes(tmp_path)
-    monkeypatch.setenv("AWS_CA_BUNDLE", str(handshakes.trusted))
     monkeypatch.setattr("botocore.retryhandler.random.random", lambda: 0.01)
-    with fault_proxy(server.endpoint_url, handshakes) as running:
+    with proxy_by("https", server, tmp_path) as running:
         yield running
 
 
