@@ -54,7 +54,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "fsspec.asyn:_run_coros_in_chunks": (),
     "s3fs.core:S3FileSystem": ("_call_s3", "_extra_tokenize_attributes", "get_s3"),
     "s3fs.core:S3FileSystem.set_session": ("_prepare_config_kwargs",),
-    "urllib3.connectionpool:HTTPConnectionPool": ("_get_conn", "_prepare_proxy", "_put_conn"),
+    "urllib3.connectionpool:HTTPConnectionPool": ("_get_conn", "_prepare_proxy", "_put_conn", "_validate_conn"),
 }
 
 # The events of a request, and the packages whose handlers are known.
@@ -143,6 +143,7 @@ def connected_socket(pool: Any, connection: Any, *, forwarded: bool) -> Any:
             connection.connect()
         else:
             pool._prepare_proxy(connection)  # connects too
+        pool._validate_conn(connection)  # warns if certificates are not verified
         link = connection.sock
         set_read_timeout(pool, link)
     return link

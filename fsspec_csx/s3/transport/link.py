@@ -141,7 +141,10 @@ class Link:
                         sent = time.monotonic()  # before it is sent, as the server may answer meanwhile
                         yield from self._send(memory)
                         self._slots.moved(len(memory))
-            except BrokenPipeError:  # the server may have answered before it received the whole body
+            except (
+                BrokenPipeError,
+                ConnectionResetError,
+            ):  # the server may have answered before it received the whole body
                 cut = True
             head = yield from self._head(sent)
             if cut and head.status_code < 300:
