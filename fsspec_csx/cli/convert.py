@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 
-from fsspec_csx.cli.format import emit_data, in_bytes, pluralize, print_status
+from fsspec_csx.cli.format import emit, in_bytes, pluralize, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, expand_paths, progress_of
 from fsspec_csx.errors import few
 from fsspec_csx.manage.convert import DTYPES, FORMATS, ConvertResult, convert
@@ -68,7 +68,7 @@ def _convert(options: argparse.Namespace) -> None:
         done.append(converted)
         for line in _describe(each, converted):
             print_status(options, line)
-    emit_data(options, done[0] if len(done) == 1 else options.done)
+    emit(options, done[0] if len(done) == 1 else options.done)
 
 
 def _describe(source: str, converted: ConvertResult) -> list[str]:

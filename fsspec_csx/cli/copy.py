@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from fsspec_csx.cli.format import emit_data, print_status
+from fsspec_csx.cli.format import emit, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, progress_of, s3_options
 from fsspec_csx.manage.copy import CheckpointTransfer, CopyResult
 from fsspec_csx.manage.directory import strip_slashes
@@ -75,7 +75,7 @@ def _transfer(options: argparse.Namespace, *, moving: bool) -> None:
         verb = "Moved" if moving else "Copied"
         print_status(options, f"{verb} checkpoint from {source} to {copied.target}")
         done.append(copied)
-    emit_data(options, options.done)
+    emit(options, options.done)
 
 
 def _sources(options: argparse.Namespace, folder: bool) -> list[tuple[str, Mapping[str, Any]]]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from fsspec_csx.cli.errors import as_data
-from fsspec_csx.cli.format import emit_data, in_bytes, pluralize, print_status, printable
+from fsspec_csx.cli.format import emit, in_bytes, pluralize, print_status, printable
 from fsspec_csx.errors import CSXError, DeleteError
 
 
@@ -54,7 +54,7 @@ def finish(
 ) -> None:
     """Print the result and the errors by path with ``--json``, and raise an error if a deletion failed."""
     error = _combined_error(failed, total, noun) if failed else None
-    emit_data(options, {**data, "failed": failed, **(as_data(error) if error else {})})
+    emit(options, {**data, "failed": failed, **(as_data(error) if error else {})})
     if error:
         raise error
 

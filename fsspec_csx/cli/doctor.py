@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fsspec_csx.cli.errors import DONE, FAILED
-from fsspec_csx.cli.format import emit, emit_data, emit_lines, in_bytes, table
+from fsspec_csx.cli.format import emit, emit_lines, in_bytes, table
 from fsspec_csx.cli.subcommand import Verbs, number
 from fsspec_csx.doctor.check import Check
 from fsspec_csx.doctor.run import checks, parse_url
@@ -65,7 +65,7 @@ def _doctor(options: argparse.Namespace) -> int:
             found.append(check)
             emit_lines(options, _lines(check))
     fine = all(check.ok is not False for check in found)
-    emit_data(options, {"ok": fine, "checks": found})
+    emit(options, {"ok": fine, "checks": found})
     return DONE if fine else FAILED
 
 

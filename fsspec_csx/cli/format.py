@@ -20,7 +20,7 @@ class OutputClosedError(Exception):
     """The reader of standard output has closed it."""
 
 
-def emit(options: argparse.Namespace, data: Any, lines: Iterable[str]) -> None:
+def emit(options: argparse.Namespace, data: Any, lines: Iterable[str] = ()) -> None:
     """Print a result: the data with ``--json``, otherwise the lines."""
     if options.json:
         options.emitted = True
@@ -28,12 +28,6 @@ def emit(options: argparse.Namespace, data: Any, lines: Iterable[str]) -> None:
     else:
         for line in lines:
             _print(printable(line))
-
-
-def emit_data(options: argparse.Namespace, data: Any) -> None:
-    """Print a result with ``--json`` only."""
-    if options.json:
-        emit(options, data, ())
 
 
 def emit_lines(options: argparse.Namespace, lines: Iterable[str]) -> None:

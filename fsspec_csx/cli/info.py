@@ -33,7 +33,7 @@ def _info(options: argparse.Namespace) -> None:
     paths = expand_paths([options.path])
     if options.json:
         data = [_as_data(describe(path), all=options.list_objects) for path in paths]
-        emit(options, data[0] if len(data) == 1 else data, ())
+        emit(options, data[0] if len(data) == 1 else data)
         return
     for number, path in enumerate(paths):
         found = describe(path)

@@ -145,7 +145,7 @@ def _open_streams() -> None:
 def _emit_error(options: argparse.Namespace, error: BaseException) -> None:
     """Print an error as JSON with the results before it, unless a result was already printed."""
     if getattr(options, "json", False) and not hasattr(options, "emitted") and not isinstance(error, OutputClosedError):
-        emit(options, {**getattr(options, "done", {}), **as_data(error)}, ())
+        emit(options, {**getattr(options, "done", {}), **as_data(error)})
         flush()
 
 

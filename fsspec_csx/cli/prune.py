@@ -9,11 +9,12 @@ prune s3://bucket/run --keep 3 --keep-every 1000 --yes
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from fsspec_csx.cli import deletion
 from fsspec_csx.cli.format import emit_lines, in_bytes, pluralize, print_status, table
 from fsspec_csx.cli.list import row
-from fsspec_csx.cli.subcommand import Verbs, add_path, expand_roots
+from fsspec_csx.cli.subcommand import Verbs, add_path, expand_roots, number
 from fsspec_csx.manage.list import ListedCheckpoint
 from fsspec_csx.manage.prune import STEP, TIME, PruneResult, delete_planned, prune
 
@@ -21,19 +22,13 @@ from fsspec_csx.manage.prune import STEP, TIME, PruneResult, delete_planned, pru
 def add(verbs: Verbs) -> None:
     parser = verbs.add("prune", _prune, __doc__, help="delete all but the newest checkpoints under a root")
     add_path(parser, "root", "a folder or a URL")
-    parser.add_argument("--keep", type=_number, required=True, metavar="N", help="keep the newest N, at least 1")
-    parser.add_argument("--keep-every", type=_number, metavar="K", help="also keep steps that are multiples of K")
+    count = partial(number, least=1, kind=int)
+    parser.add_argument("--keep", type=count, required=True, metavar="N", help="keep the newest N, at least 1")
+    parser.add_argument("--keep-every", type=count, metavar="K", help="also keep steps that are multiples of K")
     parser.add_argument(
         "--by", choices=(STEP, TIME), default=STEP, help="sort by the step in the name, or by the time of writing"
     )
     deletion.add_options(parser)
-
-
-def _number(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
-        msg = f"{text!r} is not a whole number of at least 1"
-        raise argparse.ArgumentTypeError(msg)
-    return int(text)
 
 
 def _prune(options: argparse.Namespace) -> None:

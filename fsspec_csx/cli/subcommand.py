@@ -58,13 +58,13 @@ def add_path(parser: argparse.ArgumentParser, name: str, help: str, **options: A
     parser.add_argument(name, help=help, **options).complete = shtab.FILE  # type: ignore[attr-defined]
 
 
-def number(text: str, least: float, most: float = math.inf) -> float:
-    """Parse the value of an option that is a number within limits."""
-    with contextlib.suppress(ValueError):
-        if math.isfinite(value := float(text)) and least <= value <= most:
+def number(text: str, least: float, most: float = math.inf, *, kind: type[float] = float) -> float:
+    """Parse the value of an option that is a number within limits; with the kind ``int``, a whole number."""
+    with contextlib.suppress(ValueError, OverflowError):
+        if math.isfinite(value := kind(text)) and least <= value <= most:
             return value
     limits = f"of {least:g} or more" if most == math.inf else f"between {least:g} and {most:g}"
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number {limits}")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number {limits}")
 
 
 def progress_of(options: argparse.Namespace) -> Callback | None:

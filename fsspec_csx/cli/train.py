@@ -80,7 +80,7 @@ def _fit(options: argparse.Namespace) -> None:
         if _is_first():
             print_status(options, f"Trained to step {positions[-1]['step']}")
     if options.json and _is_first():
-        emit(options, _as_one(positions), [])
+        emit(options, _as_one(positions))
 
 
 def _validate(options: argparse.Namespace) -> None:

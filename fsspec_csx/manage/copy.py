@@ -83,19 +83,17 @@ def move(
     return transfer.run(moving=True, overwrite=overwrite, callback=callback).target
 
 
+@dataclass
 class CheckpointTransfer:
     """A copy or move of a checkpoint; for the arguments see ``copy``."""
 
-    def __init__(
-        self,
-        source: str | os.PathLike[str],
-        target: str | os.PathLike[str],
-        source_options: Mapping[str, Any] | None = None,
-        target_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._source, self._source_options = source, source_options
-        self._target, self._target_options = target, target_options
-        self._origin = Location.of(source, source_options)
+    source: str | os.PathLike[str]
+    target: str | os.PathLike[str]
+    source_options: Mapping[str, Any] | None = None
+    target_options: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self._origin = Location.of(self.source, self.source_options)
 
     def run(self, *, moving: bool, overwrite: bool = False, callback: Callback | None = None) -> CopyResult:
         """Copy or move the checkpoint."""
@@ -139,12 +137,12 @@ class CheckpointTransfer:
         return CopyResult(origin.text, goal.text, origin.state()["size"]) if _is_there(origin, goal) else None
 
     def _goal(self) -> Location:
-        return Location.of(with_name(self._target, self._origin.name), self._target_options)
+        return Location.of(with_name(self.target, self._origin.name), self.target_options)
 
     def _folders(self) -> tuple[CheckpointFolder, Directory]:
-        shards = CheckpointFolder(Directory(self._source, self._source_options))
-        target = shards.target(self._target, self._origin.name, self._target_options)
-        return shards, Directory(target, self._target_options)
+        shards = CheckpointFolder(Directory(self.source, self.source_options))
+        target = shards.target(self.target, self._origin.name, self.target_options)
+        return shards, Directory(target, self.target_options)
 
 
 def _is_there(source: Location, target: Location) -> bool:

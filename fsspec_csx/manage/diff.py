@@ -85,7 +85,7 @@ def compare(
         closeness = Closeness(rtol, atol) if op == "allclose" else None
         found = diff_entries.compare((one, other), (places[0].display_path, places[1].display_path), closeness)
         meter.finish()
-    return found
+    return Comparison(*found, skipped=0)
 
 
 def _check_operation(op: str, rtol: float, atol: float) -> None:

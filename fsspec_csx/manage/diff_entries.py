@@ -16,7 +16,6 @@ from fsspec_csx.formats.reader import structure
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
 from fsspec_csx.formats.torch_zip.placeholders import Placeholder
-from fsspec_csx.manage.diff import Comparison
 from fsspec_csx.tensors import compare_tensors, names, summaries, torch_compat
 from fsspec_csx.tensors.compare_tensors import Closeness, ComparedFile, ComparedPair, NumericError
 from fsspec_csx.tensors.source import Source
@@ -61,10 +60,13 @@ class _Side:
         return StreamedTensor(tensor.detach(), tensor.dtype, record)
 
 
-def compare(sources: tuple[Source, Source], paths: tuple[str, str], closeness: Closeness | None) -> Comparison:
+def compare(
+    sources: tuple[Source, Source], paths: tuple[str, str], closeness: Closeness | None
+) -> tuple[tuple[Difference, ...], int, int]:
     """Compare two checkpoints; ``paths`` are for error messages.
 
-    Without a closeness they must be equal, and elements of different dtypes are not compared.
+    Return the differences, and the numbers of tensors and of other values in both. Without a closeness they must be
+    equal, and elements of different dtypes are not compared.
     """
     sides = (_Side(sources[0], paths[0]), _Side(sources[1], paths[1]))
     comparison = _Comparison(sides, closeness)
@@ -72,20 +74,17 @@ def compare(sources: tuple[Source, Source], paths: tuple[str, str], closeness: C
         second = sides[1].containers.get(name, first)
         if second != first:
             comparison.report(name, "type", first, second)
-    for key, value in sides[0].leaves.items():
-        if key in sides[1].leaves:
-            comparison.compare(key[0], value, sides[1].leaves[key])
-        elif key[0] not in sides[1].containers:
-            comparison.report(key[0], "only in the first", summaries.entry(value), None)
-        elif _type(value) != sides[1].containers[key[0]]:
-            comparison.report(key[0], "type", summaries.entry(value), sides[1].containers[key[0]])
-    for key, value in sides[1].leaves.items():
-        if key in sides[0].leaves:
+    for key in {**sides[0].leaves, **sides[1].leaves}:
+        found = [side.leaves[key] for side in sides if key in side.leaves]
+        if len(found) == 2:
+            comparison.compare(key[0], *found)
             continue
-        if key[0] not in sides[0].containers:
-            comparison.report(key[0], "only in the second", None, summaries.entry(value))
-        elif _type(value) != sides[0].containers[key[0]]:
-            comparison.report(key[0], "type", sides[0].containers[key[0]], summaries.entry(value))
+        is_first = key in sides[0].leaves
+        other = sides[1 if is_first else 0].containers.get(key[0])
+        what = "type" if other else f"only in the {'first' if is_first else 'second'}"
+        if other is None or _type(found[0]) != other:
+            texts = summaries.entry(found[0]), other
+            comparison.report(key[0], what, *(texts if is_first else texts[::-1]))
     return comparison.finish()
 
 
@@ -176,13 +175,13 @@ class _Comparison:
         self._pairs.append(ComparedPair(stored, found))
         return found
 
-    def finish(self) -> Comparison:
-        """Read and compare the tensors, and return the result."""
+    def finish(self) -> tuple[tuple[Difference, ...], int, int]:
+        """Read and compare the tensors, and return the result of ``compare``."""
         files = self._sides[0].file, self._sides[1].file
         self._pairs.sort(key=lambda pair: pair.sides[0].record.offset if pair.sides[0].record else -1)
         compare_tensors.compare(files, self._pairs, self._closeness or Closeness())
         found = (each if isinstance(each, Difference) else each() for each in self._found)
-        return Comparison(tuple(each for each in found if each), self._tensors, self._values, 0)
+        return tuple(each for each in found if each), self._tensors, self._values
 
 
 def _difference(name: str, total: int, found: NumericError, times: int) -> Difference | None:

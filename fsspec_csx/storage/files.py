@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 from collections.abc import Mapping
-from inspect import signature
 from typing import IO, Any
 
 import fsspec
@@ -94,13 +93,5 @@ def file_state(fs: fsspec.AbstractFileSystem | None, path: str) -> dict[str, Any
 
 def invalidate_listings(fs: fsspec.AbstractFileSystem, path: str) -> None:
     """Drop cached listings, because another process may have written the file."""
-    invalidate = getattr(fs, "invalidate_cache", None)
-    if invalidate is None:
-        return
-    try:
-        signature(invalidate).bind(path)
-    except TypeError:  # some filesystems take no path
-        invalidate()
-        return
-    invalidate(path)
-    invalidate(fs._parent(path))
+    fs.invalidate_cache(path)
+    fs.invalidate_cache(fs._parent(path))

@@ -57,8 +57,8 @@ class Folder:
 
     def forget(self) -> None:
         """Drop cached listings, because other processes write to the folder."""
-        if invalidate := getattr(self.fs, "invalidate_cache", None):
-            invalidate()
+        if self.fs is not None:
+            self.fs.invalidate_cache()
 
     def atomic_write(self, name: str) -> Any:
         """Open a file for writing, see ``storage.atomic.atomic_write``."""

@@ -203,7 +203,7 @@ class Recording(MemoryFileSystem):  # type: ignore[misc]
         self.opened.append(path)
         return super()._open(path, mode, **kwargs)
 
-    def invalidate_cache(self) -> None:
+    def invalidate_cache(self, path: str | None = None) -> None:
         self.opened.append("invalidated")
 
 
@@ -224,7 +224,7 @@ def test_atomic_filesystems_are_written_to_directly(recording: Recording, prefix
 
 
 def test_listings_are_forgotten(recording: Recording) -> None:
-    """Load asks a filesystem to forget its listings, also one that can only forget all."""
+    """Load asks a filesystem to forget its listings."""
     save([1], "recording://x.pt")
     recording.opened.clear()
     load("recording://x.pt")
