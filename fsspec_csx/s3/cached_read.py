@@ -12,7 +12,7 @@ from zlib_ng import zlib_ng
 from fsspec_csx.s3.block_cache import BLOCK, CachedObject
 from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.transport.byte_range import Check, RangeRequest
-from fsspec_csx.s3.transport.call_scope import finish_despite_cancel, in_thread, scope
+from fsspec_csx.s3.transport.call_scope import finish_despite_cancel, in_thread, in_thread_if_many, scope
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.range_planning import Span
 
@@ -115,7 +115,7 @@ def _plan(blocks: CachedObject, spans: Sequence[Span], part: int, check: Check |
                 ranges.append(CachedRange(start, blocks=blocks, limit=start + length(start), check=check))
             room = ranges[-1].limit - position
             ranges[-1].add(number, position, memory[:room])
-            position, memory = position + len(memory[:room]), memory[room:]
+            position, memory = position + room, memory[room:]
     for each in ranges:
         if each.end < each.end_of_blocks:
             each.add(0, each.end_of_blocks, memoryview(bytearray()))
@@ -155,7 +155,7 @@ async def fetch(
         fetch_ranges: fills ranges from S3; it is called with ``advance``.
         part: the most bytes of a request.
     """
-    if (ranges := _plan(blocks, spans, part, check)) is None:
+    if (ranges := await in_thread_if_many(len(spans), _plan, blocks, spans, part, check)) is None:
         return None
     loop, rest, missing = asyncio.get_running_loop(), list(ranges), -1
     patient_until = loop.time() + _PATIENCE

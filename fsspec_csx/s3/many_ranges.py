@@ -16,6 +16,7 @@ from fsspec_csx.s3.many_objects import cat_files, is_not_overridden
 from fsspec_csx.s3.many_requests import ObjectGet, run_requests
 from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.transport.byte_range import RangeRequest
+from fsspec_csx.s3.transport.call_scope import in_thread_if_many
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
 
 
@@ -78,9 +79,9 @@ async def _read_ranges(fs: Any, path: str, spans: list[tuple[Any, Any]], **kwarg
     if len(spans) == 1:
         return [await fs._cat_file(path, start=spans[0][0], end=spans[0][1], **kwargs)]
     info = await object_info(fs, path, kwargs.get("version_id") or fs.split_path(path)[2])
-    ranges = _Ranges(fs, path, spans, info, kwargs.get("version_id"))
+    ranges = await in_thread_if_many(len(spans), _Ranges, fs, path, spans, info, kwargs.get("version_id"))
     await fs.transfer.fetch(ranges.state.get, ranges.requests)
-    return ranges.values()
+    return await in_thread_if_many(len(spans), ranges.values)
 
 
 class _Ranges:

@@ -19,7 +19,7 @@ from fsspec_csx.s3.consistent_read import BytesBuffer
 from fsspec_csx.s3.put_object import Call
 from fsspec_csx.s3.readahead import AHEAD_REQUEST, ReadAhead
 from fsspec_csx.s3.transport.byte_range import RangeRequest
-from fsspec_csx.s3.transport.call_scope import in_thread
+from fsspec_csx.s3.transport.call_scope import in_thread, in_thread_if_many
 from fsspec_csx.s3.transport.checksum import CRC32, Algorithm, of_object
 from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, run_and_wait, start
 from fsspec_csx.s3.transport.learned_template import LearnedTemplate
@@ -275,7 +275,7 @@ class ReadFile(S3File):  # type: ignore[misc]
             if (blocks := await self._cached_blocks()) is not None:
                 ranges = await cached_read.fetch(self.fs.transfer, fetch, blocks, spans, part, advance, check)
             if ranges is None:
-                ranges = coalesce(spans, part, check)
+                ranges = await in_thread_if_many(len(spans), coalesce, spans, part, check)
                 await fetch(ranges, advance)
         except OSError as error:
             if code_of(error) in ("PreconditionFailed", "412"):
@@ -283,7 +283,9 @@ class ReadFile(S3File):  # type: ignore[misc]
             raise
         if known and any(each.etag not in (None, known) for each in ranges):
             raise FileExpired(self.path, known)
-        found = checksums(ranges, len(spans), algorithm.combine) if algorithm else []
+        found = list[int]()
+        if algorithm:
+            found = await in_thread_if_many(len(spans), checksums, ranges, len(spans), algorithm.combine)
         for each in ranges:
             each.forget_buffers()
         return found

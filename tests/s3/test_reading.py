@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import itertools
 import math
@@ -25,8 +26,10 @@ from proxy import Fault, FaultProxy, fault_proxy, through
 from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ObjectNotFoundError
+from fsspec_csx.s3 import many_ranges, reader
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.readahead import Chunk, ReadAhead
+from fsspec_csx.s3.transport import call_scope
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
 from fsspec_csx.s3.transport.event_loop import Work
@@ -460,6 +463,47 @@ def test_plans_cover_all() -> None:
             assert 0 < each.length <= part
             each.accept(source[each.start : each.end])
         assert all(memory == source[position : position + len(memory)] for position, memory in spans)
+
+
+def test_small_spans_side_by_side() -> None:
+    """Small buffers are filled by few reads, also without gaps between them; large ones are filled directly."""
+    small = [(400 * number, memoryview(bytearray(400))) for number in range(3000)]
+    for spans, reads in ((small, 2), ([*small, (400 * 3000, memoryview(bytearray(200_000)))], 3)):
+        source = os.urandom(1_400_000)
+        (each,) = coalesce(spans, 2 * MIB, zlib.crc32)
+        count = 0
+        while len(memory := each.next_buffer(each.length)):
+            memory[:] = source[each.filled : each.filled + len(memory)]
+            each.advance(len(memory))
+            count += 1
+        assert count == reads
+        assert all(memory == source[position : position + len(memory)] for position, memory in spans)
+        sums = {span: checksum for span, _, checksum, _ in each.checksums()}
+        assert [sums[number] for number in range(len(spans))] == [zlib.crc32(memory) for _, memory in spans]
+
+
+def test_many_spans_leave_the_event_loop_free(fs: CSXFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many spans are planned, and their checksums combined, in other threads than that of the event loop."""
+    threads = list[threading.Thread]()
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: threads.append(threading.current_thread()) or function(*args)
+
+    for owner, name in ((reader, "coalesce"), (reader, "checksums"), (many_ranges, "coalesce")):
+        monkeypatch.setattr(owner, name, noted(getattr(owner, name)))
+    monkeypatch.setattr(call_scope, "_MANY", 20)
+    spans = [(9 * number, memoryview(bytearray(7))) for number in range(30)]
+
+    async def thread_of_loop() -> threading.Thread:
+        return threading.current_thread()
+
+    with fs.open(PATH, "rb") as file:
+        sums = file.readinto_many(spans, crc32=True)
+    found = fs.cat_ranges([PATH] * 30, [start for start, _ in spans], [start + 7 for start, _ in spans])
+    assert [bytes(memory) for _, memory in spans] == found == [DATA[start : start + 7] for start, _ in spans]
+    assert sums == [zlib.crc32(each) for each in found]
+    assert len(threads) == 3
+    assert asyncio.run_coroutine_threadsafe(thread_of_loop(), fs.loop).result(60) not in threads
 
 
 # -- whole objects and ranges -----------------------------------------------------------------------------------------

@@ -36,6 +36,11 @@ class _Piece:
         """Whether the bytes are read directly into their target."""
         return len(self.targets) == 1 and len(self.targets[0][2]) == self.length
 
+    @property
+    def is_small(self) -> bool:
+        """Whether its buffers are small ones."""
+        return len(self.targets[-1][2]) < _SMALL
+
     def add(self, span: int, position: int, memory: memoryview) -> None:
         self.targets.append((span, position, memory))
         self.length = position + len(memory) - self.start
@@ -120,7 +125,7 @@ class RangeRequest:
         """Add a buffer of the span with this number; the bytes between it and the previous buffer are skipped."""
         last = self._pieces[-1] if self._pieces else None
         small = len(memory) < _SMALL
-        if small and last is not None and not last.direct and last.length < _TOGETHER:
+        if small and last is not None and last.is_small and last.length < _TOGETHER:
             last.add(span, position, memory)
         else:
             if not small and position > self.end:  # a piece for the gap, so that the memory is filled directly

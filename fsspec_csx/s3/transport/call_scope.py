@@ -24,6 +24,8 @@ from fsspec_csx.s3.transport.request_context import current, using
 NO_THREAD = "No thread can be started to send and fetch bytes. Raise the limit of processes or of memory."
 T = TypeVar("T")
 
+_MANY = 1000  # things that a function takes about a millisecond for
+
 
 class Body(Protocol):
     """Bytes that a thread receives or sends."""
@@ -186,6 +188,11 @@ async def to_thread(function: Callable[..., T], *args: Any) -> T:
 async def in_thread(function: Callable[..., T], *args: Any) -> T:
     """Call a function in a thread; a cancellation takes effect after it has returned."""
     return await finish_despite_cancel(to_thread(function, *args))
+
+
+async def in_thread_if_many(count: int, function: Callable[..., T], *args: Any) -> T:
+    """Call a function that takes time for each of ``count`` things: in a thread if that would delay other work."""
+    return await in_thread(function, *args) if count > _MANY else function(*args)
 
 
 class ThreadedContext(Generic[T]):

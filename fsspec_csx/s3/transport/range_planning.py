@@ -57,7 +57,7 @@ def coalesce(spans: Sequence[Span], part: int, check: Check | None = None) -> li
                 ranges.append(RangeRequest(position, check=check))
             room = part - (position - ranges[-1].start)
             ranges[-1].add(number, position, memory[:room])
-            position, memory = position + len(memory[:room]), memory[room:]
+            position, memory = position + room, memory[room:]
     return ranges
 
 
