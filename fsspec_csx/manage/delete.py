@@ -64,8 +64,8 @@ def targets(
     filesystems = [*{id(root.fs): root.fs for _, root in places}.values()]
     parallel = filesystems[0] if len(filesystems) == 1 else None
     found = map_parallel(parallel, lambda place: _target(*place), places)
-    # Two paths may be of one checkpoint.
-    return [*{(id(each.root.fs), each.root.path): each for each in found}.values()]
+    # Two paths may be of one checkpoint. On S3 an object and a folder may have one name.
+    return [*{(id(each.root.fs), each.root.path, each.is_folder): each for each in found}.values()]
 
 
 def delete(to_delete: Iterable[DeleteTarget]) -> dict[str, Exception]:

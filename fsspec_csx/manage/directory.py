@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
-from fsspec_csx.errors import CheckpointPathError, CSXError
+from fsspec_csx.errors import CSXError
 from fsspec_csx.storage.files import resolve_path, unwrap_filesystem
 from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.paths import checkpoint_path, is_local, redacted
@@ -46,17 +46,9 @@ class Directory(Folder):
     """
 
     def __init__(self, path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> None:
-        text = strip_slashes(path)
-        if not text:
-            raise CheckpointPathError("The path of the folder is empty.", "Give a folder or a URL.")
-        inside = _joined(text, (), "/checkpoint")
-        try:
-            checkpoint_path(inside)
-        except CheckpointPathError as error:  # it names a file that the caller did not give
-            raise CheckpointPathError(error.reason.replace(redacted(inside), redacted(text)), error.remedy) from None
-        self.text = text
-        fs, inner, _ = unwrap_filesystem(*resolve_path(path, text, storage_options))
-        super().__init__(fs, inner, redacted(text))
+        self.text = checkpoint_path(strip_slashes(path), folder=True)
+        fs, inner, _ = unwrap_filesystem(*resolve_path(path, self.text, storage_options))
+        super().__init__(fs, inner, redacted(self.text))
         self.forget()  # other programs may have written to it
 
     def path_of(self, name: str) -> str:

@@ -59,7 +59,6 @@ def _files(root: Directory, source: Source) -> list[File]:
 
 
 def _details(place: Location) -> Mapping[str, Any]:
-    """Return the filesystem's report about a file."""
     if place.fs is not None:
         details: Mapping[str, Any] = place.fs.info(place.path)
         return details
@@ -68,7 +67,6 @@ def _details(place: Location) -> Mapping[str, Any]:
 
 
 def _identity_of(fs: Any) -> tuple[str | None, str | None, str | None]:
-    """Return the profile, credentials and endpoint of the S3 filesystem behind a path."""
     if not hasattr(fs, "_identity"):
         return None, None, None
     identity = str(fs._identity)

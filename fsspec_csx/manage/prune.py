@@ -121,7 +121,6 @@ def _sorted(found: Iterable[ListedCheckpoint], by: str) -> list[Step]:
 
 
 def _check_order(steps: Sequence[Step], keep: int, root: str) -> None:
-    """Raise a ValueError if more than ``keep`` steps must be sorted, and some names have no step."""
     unknown = [step for step in steps if step.label.step is None]
     if len(unknown) < len(steps):
         unknown = [step for step in unknown if not step.is_without_step]

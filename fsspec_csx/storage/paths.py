@@ -21,8 +21,8 @@ _ACCESS_POINT = re.compile(r"arn:[^/]*?:(?:accesspoint|outpost[:/][^:/]+[:/](?:a
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?![/\\]{2})([/\\]?)")
 
 
-def checkpoint_path(path: str | os.PathLike[str]) -> str:
-    """Check that a path can name a checkpoint.
+def checkpoint_path(path: str | os.PathLike[str], *, folder: bool = False) -> str:
+    """Check that a path can name a checkpoint; with ``folder``, a folder of checkpoints, such as a bucket.
 
     Args:
         path: a local path, or any fsspec URL, including chained ones (``simplecache::s3://...``). Every character of a
@@ -41,12 +41,13 @@ def checkpoint_path(path: str | os.PathLike[str]) -> str:
         msg = f"A checkpoint path is a str or a pathlib.Path, not {type(text).__name__}. Decode or convert it first."
         raise TypeError(msg)
     if not text:
-        raise CheckpointPathError("The checkpoint path is empty.", "Give a file name or a URL.")
+        what = "folder" if folder else "checkpoint"
+        raise CheckpointPathError(f"The path of the {what} is empty.", f"Give a {what}'s name or a URL.")
     name = text
     if not is_local(path):
         name = _naming_link(text)
-        _check_protocol(text, name)
-    if name.endswith("/"):
+        _check_protocol(text, name, folder)
+    if name.endswith("/") and not folder:
         raise CheckpointPathError(f"{redacted(text)!r} ends in a slash: it names a folder.", "Add the file's name.")
     return text
 
@@ -75,7 +76,7 @@ def _naming_link(text: str) -> str:
     return links[-1]
 
 
-def _check_protocol(text: str, name: str) -> None:
+def _check_protocol(text: str, name: str, folder: bool) -> None:
     shown = redacted(text)
     if bare := _PROTOCOL.match(name):
         _check_slashes(shown, *bare.groups())
@@ -88,7 +89,7 @@ def _check_protocol(text: str, name: str) -> None:
             raise CheckpointPathError(reason, "Check its spelling, or install the package that provides it.")
     protocol, _, rest = name.partition("://")
     if protocol in S3:
-        _check_s3(shown, rest)
+        _check_s3(shown, rest, folder)
         if "::" in text[text.index(name) :]:
             reason = f"{shown!r} has '::' in its object path, which chains URLs in fsspec."
             raise CheckpointPathError(reason, "Choose another name.")
@@ -106,10 +107,10 @@ def _check_slashes(shown: str, protocol: str, slash: str) -> None:
     raise CheckpointPathError(reason, remedy)
 
 
-def _check_s3(shown: str, rest: str) -> None:
+def _check_s3(shown: str, rest: str, folder: bool) -> None:
     access_point = _ACCESS_POINT.match(rest)
     bucket = access_point[0] if access_point else rest.partition("/")[0]
     key = rest[len(bucket) :].removeprefix("/")
-    missing = " and ".join(part for part, value in (("bucket", bucket), ("object path", key)) if not value)
+    missing = " and ".join(part for part, value in (("bucket", bucket), ("object path", key or folder)) if not value)
     if missing:
         raise CheckpointPathError(f"{shown!r} lacks the {missing}.", _EXAMPLE)

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 from fsspec.callbacks import Callback, NoOpCallback, TqdmCallback
 
+from fsspec_csx.storage.paths import redacted
+
 T = TypeVar("T")
 
 _DELAY = 1.0
@@ -144,7 +146,7 @@ def report_progress(callback: Callback | None, path: str) -> Iterator[Callback]:
     if callback is not None:
         yield callback
         return
-    bar = _bar(path.rpartition("/")[2])
+    bar = _bar(redacted(path).rpartition("/")[2])
     try:
         yield bar
     finally:

@@ -17,7 +17,7 @@ import torch
 from checkpoints import MIB, Leaving
 from commands import running, terminal
 from forked import python
-from fsspec.callbacks import Callback
+from fsspec.callbacks import Callback, NoOpCallback
 
 from fsspec_csx import distributed
 from fsspec_csx.checkpoint.api import load, save
@@ -25,7 +25,7 @@ from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import ShardedFolder
 from fsspec_csx.formats.torch_zip.format import TorchWriter
 from fsspec_csx.manage.convert import convert
-from fsspec_csx.storage.progress import AdvanceCallback, ProgressMeter, run_in_threads
+from fsspec_csx.storage.progress import AdvanceCallback, ProgressMeter, report_progress, run_in_threads
 
 
 class Noting(Callback):  # type: ignore[misc]
@@ -358,3 +358,18 @@ def test_bar_is_closed_on_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(LookupError, match="stop"):
         save(torch.zeros(MIB), tmp_path / "x.pt")
     assert closed == [True]
+
+
+def test_bar_of_a_signed_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bar has the file's name, but not the signature, even one with a slash."""
+    shown = []
+
+    def named(name: str) -> NoOpCallback:
+        shown.append(name)
+        return NoOpCallback()
+
+    monkeypatch.setattr("fsspec_csx.storage.progress._bar", named)
+    for signature in ("0123", "01/23"):
+        with report_progress(None, f"https://host/run/x.pt?X-Amz-Expires=9&X-Amz-Signature={signature}"):
+            pass
+    assert shown == ["x.pt?X-Amz-Expires=9&X-Amz-Signature=***"] * 2

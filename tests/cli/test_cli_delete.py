@@ -174,6 +174,8 @@ def test_object_and_folder_of_one_name(bucket: str, environment: LocalS3, moto: 
     fill(root, "ckpt_1", *SHARDED, **store)
     (there,) = targets([f"{root}/ckpt_1/"], storage_options=store)
     assert len(there.files) == 4
+    both = targets([f"{root}/ckpt_1", f"{root}/ckpt_1/"], storage_options=store)
+    assert [each.is_folder for each in both] == [False, True]
     assert delete(targets([f"{root}/ckpt_1"], storage_options=store)) == {}
     assert left(root, **store) == sorted(SHARDED)
     assert delete([there]) == {}
