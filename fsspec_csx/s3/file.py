@@ -234,24 +234,25 @@ class CSXFile(ReadFile):
         check_open(self.path, self.closed or self.forced)
 
     def _write(self, data: Any, *, stable: bool, borrowed: bool, summed: bool = False) -> int:
-        self._check_written()
         view = single_bytes(data)
-        size = len(view)
+        size = written = len(view)
         if self._dropped:
             return size  # ignore what the dropped wrapper flushes
-        if self._pid != os.getpid():
+        if self._pid != os.getpid():  # also if it was opened for reading
+            self._check_written()
             raise _fork_error(self.path)
         with self._turn:
-            self._check_written()  # another thread may have closed it
+            self._check_written()
             try:
-                crc32 = self._writer.write_summed(view) if summed else None
-                if not summed:
+                if summed:
+                    written = self._writer.write_summed(view)
+                else:
                     self._writer.write(view, stable=stable, borrowed=borrowed)
             except BaseException:
                 self.discard()
                 raise
             self.loc += size
-        return size if crc32 is None else crc32
+        return written
 
     def writable(self) -> bool:
         """Return whether the file can be written to."""

@@ -86,6 +86,16 @@ def test_far_store_is_known_by_its_first_answers() -> None:
         assert near.limit == MIN_REQUESTS
 
 
+def test_near_store_is_known_by_one_fast_answer() -> None:
+    """One answer that is faster than any far store's shows a near one; otherwise, two answers do."""
+    cases = [((), False), ((0.001,), True), ((0.007,), False), ((0.007, 0.007), True), ((0.03,), False)]
+    for answers, is_near in cases:
+        limit = ConcurrencyLimit(most=128)
+        for seconds in answers:
+            limit.answered(seconds)
+        assert limit.is_near == is_near
+
+
 def test_store_that_is_near_after_all() -> None:
     """A fast answer corrects the first ones also during a trial; one a little faster than they does not."""
     limit = ConcurrencyLimit(most=128)

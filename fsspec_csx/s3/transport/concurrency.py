@@ -99,7 +99,7 @@ class ConcurrencyLimit:
     @property
     def is_near(self) -> bool:
         """Whether answers have shown that the store is not far."""
-        return self._answers >= _ANSWERS and not self.far
+        return not self.far and (self._answers >= _ANSWERS or self._fastest < _NEAR_SECONDS)
 
     @property
     def _far_limit(self) -> int:
