@@ -194,7 +194,7 @@ class BucketChecks:
         async with MultipartUpload(call, self._fs.transfer) as upload:
             await upload.create()
             upload_id = str(upload.id)
-            await upload.send(1, MemoryBody([memoryview(_DATA)]))
+            await upload.send_parts([upload.send(1, MemoryBody([memoryview(_DATA)]))])
             await upload.complete()
         return upload_id
 

@@ -13,7 +13,6 @@ from fsspec_csx.s3.transport.compat import run_in_chunks
 from fsspec_csx.s3.transport.learned_template import LearnedTemplate
 from fsspec_csx.s3.transport.queued_requests import SignedRead, SignedWrite
 from fsspec_csx.s3.transport.request_body import RequestBody
-from fsspec_csx.s3.transport.request_context import using
 from fsspec_csx.s3.transport.signed_requests import SignedRequests
 
 # From this many objects of a bucket on, botocore makes only the first request.
@@ -113,24 +112,15 @@ async def _of_bucket(
     finished: Callable[[R], object],
     most: int | None,
 ) -> None:
-    first, *rest = requests
-    alike = LearnedTemplate()
-
-    async def make_first() -> None:
-        await alike.learn(lambda: alone(first), first.kind, first.key, settled=lambda: first.is_settled(fs))
-
-    async def make_rest() -> None:
-        learned = await alike.known()  # until then, only the parent process may be connected
-        if learned is None:  # only botocore can make requests of this kind
-            await run_in_chunks([alone(each) for each in rest], batch_size=most)
-        else:
-            signer = lambda: fs.transfer.signer  # noqa: E731
-            await SignedRequests(
-                learned.transfer, learned.template, rest, finished, again, most, signer, shared=True
-            ).run()
-
-    async def again(request: R) -> None:
-        with using(first=request.first):
-            await alone(request)
-
-    await gather_or_cancel((make_first(), make_rest()))
+    await fs.set_session()
+    await SignedRequests(
+        fs.transfer,
+        LearnedTemplate(),
+        requests,
+        alone,
+        finished,
+        settled=lambda: requests[0].is_settled(fs),
+        most=most,
+        signer=lambda: fs.transfer.signer,
+        shared=True,
+    ).run()

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import hashlib
 import re
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,11 @@ from fsspec_csx.s3.client.error_mapping import BUSY, code_of
 from fsspec_csx.s3.put_object import Call, with_checksum
 from fsspec_csx.s3.transport.call_scope import cleanup_scope, finish_despite_cancel, in_thread
 from fsspec_csx.s3.transport.checksum import CRC64NVME
+from fsspec_csx.s3.transport.learned_template import LearnedTemplate
 from fsspec_csx.s3.transport.pool import Transfer
+from fsspec_csx.s3.transport.queued_requests import SignedPart
 from fsspec_csx.s3.transport.request_body import RequestBody
-from fsspec_csx.s3.transport.signed_parts import SignedParts
+from fsspec_csx.s3.transport.signed_requests import SignedRequests
 from fsspec_csx.s3.upload_journal import UploadJournal
 
 # How long a cancelled creation waits for the id of the upload, to abort it.
@@ -66,7 +68,8 @@ class MultipartUpload:
         self._checked = checked
         self._carried = False  # whether its requests carry checksums; decided when it is created
         self._record = record
-        self._signed = SignedParts()
+        alike = LearnedTemplate() if checked else None  # botocore computes other checksums
+        self._requests = SignedRequests(transfer, alike, (), self._send_alone, growing=True)
         self.id: str | None = None
         self.kept: dict[int, UploadedPart] = {}
         self._parts: dict[int, UploadedPart] = {}
@@ -142,29 +145,74 @@ class MultipartUpload:
         answer, self._carried = await with_checksum(self._call, self._transfer, "create_multipart_upload", checksum)
         self.id = answer["UploadId"]
 
+    async def send_parts(self, parts: Iterable[Coroutine[Any, Any, None]]) -> None:
+        """Run coroutines that call ``send``; if this raises, no thread uses the payloads any more."""
+
+        async def send() -> None:
+            await gather_or_cancel(parts)
+            self.close()
+
+        await gather_or_cancel((self.send_added(), send()))
+
     async def send(self, number: int, payload: RequestBody) -> None:
-        """Send a part, from number 1; when this returns or raises, no thread uses the payload any more."""
+        """Send a part, from number 1, by ``send_added``."""
+        loop, sent = asyncio.get_running_loop(), asyncio.Event()
+        self.add(number, payload, lambda: loop.call_soon_threadsafe(sent.set))
+        await sent.wait()
+
+    async def send_added(self) -> None:
+        """Send the parts that are added, until ``close``; when this ends, no thread uses their payloads any more."""
+        await self._requests.run()
+
+    def add(self, number: int, payload: RequestBody, sent: Callable[[], object]) -> None:
+        """Add a part, from number 1; in any thread.
+
+        Args:
+            sent: called in some thread when the server has it.
+        """
+
+        def stored(part: SignedPart) -> None:
+            assert part.body is not None
+            self._add(number, part.answer, part.body.length, part.body.crc64nvme if self._checked else None)
+            sent()
+
+        self._requests.add(SignedPart(number, payload, stored))
+
+    def close(self) -> None:
+        """Let ``send_added`` return when all parts are sent; in any thread."""
+        self._requests.close()
+
+    async def _send_alone(self, part: SignedPart) -> None:
+        """Send a part through botocore."""
+        body = part.body
+        assert body is not None
 
         async def put() -> Any:
-            await self._transfer.prepare(payload)
-            checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(payload.crc64nvme)} if self._carried else {}
-            return await self._call("upload_part", PartNumber=number, UploadId=self.id, Body=payload, **checksum)
+            await self._transfer.prepare(body)
+            checksum = {"ChecksumCRC64NVME": CRC64NVME.encoded(body.crc64nvme)} if self._carried else {}
+            return await self._call("upload_part", PartNumber=part.number, UploadId=self.id, Body=body, **checksum)
 
-        send = functools.partial(self._signed.send, number, payload, put) if self._checked else put
-        answer = await self._transfer.send(send, payload)
-        await self._add(number, answer, payload.length, payload.crc64nvme if self._checked else None)
+        part.answer = await self._transfer.send(put, body)
+        await self._record_by(part.accept)
 
     async def copy(self, number: int, *, length: int = 0, **source: Any) -> None:
         """Copy a part from another object, when a request slot is free; ``length`` is 0 if unknown."""
         async with self._transfer.turn():
             answer = await self._call("upload_part_copy", PartNumber=number, UploadId=self.id, **source)
             self._transfer.slots.moved(length)  # for the measured throughput
-        await self._add(number, answer["CopyPartResult"], length, None)
+        await self._record_by(functools.partial(self._add, number, answer["CopyPartResult"], length, None))
 
-    async def _add(self, number: int, answer: Any, length: int, crc64nvme: int | None) -> None:
+    async def _record_by(self, add: Callable[[], object]) -> None:
+        """Call a function that adds a part; in a thread if that writes to the journal."""
+        if self._record:
+            await in_thread(add)
+        else:
+            add()
+
+    def _add(self, number: int, answer: Any, length: int, crc64nvme: int | None) -> None:
         self._parts[number] = UploadedPart(answer["ETag"], length, crc64nvme, self._checksums_in(answer))
         if self._record:
-            await in_thread(self._record.add, number, answer["ETag"], crc64nvme)
+            self._record.add(number, answer["ETag"], crc64nvme)
 
     def _checksums_in(self, answer: Any) -> dict[str, str]:
         """Return the checksums in a response that CompleteMultipartUpload must name, as some algorithms require it."""

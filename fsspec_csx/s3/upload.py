@@ -13,7 +13,7 @@ from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 
 from fsspec_csx.errors import ChecksumError, ObjectExistsError
 from fsspec_csx.s3.consistent_read import head_object
-from fsspec_csx.s3.multipart import MultipartUpload, UploadedPart, gather_or_cancel
+from fsspec_csx.s3.multipart import MultipartUpload, UploadedPart
 from fsspec_csx.s3.object_attributes import source_key
 from fsspec_csx.s3.part_copies import CopiedSpan
 from fsspec_csx.s3.part_sizes import part_size_for
@@ -195,7 +195,8 @@ async def send_object(
         chosen = await upload.resume_or_create(chosen)
         at_a_time = max(1, in_memory // chosen) if in_memory else fs.max_concurrency
         slots = asyncio.Semaphore(min(at_a_time, fs.max_concurrency))
-        await gather_or_cancel(send_part(number, start) for number, start in enumerate(range(0, size, chosen), 1))
+        starts = enumerate(range(0, size, chosen), 1)
+        await upload.send_parts(send_part(number, start) for number, start in starts)
         if ready is not None:
             ready(upload.crc64nvme)
         answer = await upload.complete(**match)

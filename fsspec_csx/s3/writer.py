@@ -13,7 +13,7 @@ from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, PARTS, first_part
 from fsspec_csx.s3.put_object import Call, put
 from fsspec_csx.s3.transport.checksum import CRC32, CRC64NVME
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
-from fsspec_csx.s3.transport.event_loop import Work, ended
+from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, ended
 from fsspec_csx.s3.transport.memory import copy, new_buffer, populate
 from fsspec_csx.s3.transport.pool import PART, Transfer
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
@@ -28,7 +28,6 @@ _LARGEST_BUFFER, _STEP = 16 * 2**20, 4 * 2**20
 # A larger write of memory that may change afterwards waits until it is sent, instead of copying it. To a far store, it
 # must also be larger than all buffers together, else these keep more requests in flight.
 _SENT_AT_ONCE = 64 * 2**20
-_CREATION_SECONDS = 30.0
 _WAIT_SECONDS = 1.0
 
 
@@ -84,10 +83,11 @@ class PartWriter:
         self._free: list[memoryview] = []
         self._sent_before = 0
         self._changed = threading.Condition()
-        self._in_flight: dict[Future[None], RequestBody] = {}
+        self._in_flight: set[int] = set()  # the numbers of the parts
         self._failure: BaseException | None = None
         self._awaited: Work | None = None
         self._creating: Work | None = None
+        self._sending: Work | None = None
 
     def write(self, view: memoryview, *, stable: bool, borrowed: bool = False) -> None:
         """Add bytes, and send the parts that become full.
@@ -180,7 +180,7 @@ class PartWriter:
         self._wait_until(lambda: not self._in_flight)
         self._free.clear()  # the closed file may live on
         assert self.upload is not None
-        return self._result(self._work_for(self.upload.complete(**conditions)))
+        return self._result(self._work_for(self._complete(self.upload, **conditions)))
 
     def own(self) -> None:
         """Send the parts in flight and copy the bytes of the next, if memory is borrowed: it may change afterwards."""
@@ -203,17 +203,15 @@ class PartWriter:
 
     async def abandon(self) -> None:
         """End without an object; runs on the event loop. No thread uses the written memory when this returns."""
+        if self._sending is not None:
+            self._sending.cancel()
+            await ended(self._sending)
         with self._changed:
-            in_flight = dict(self._in_flight)
-        for future, payload in in_flight.items():
-            payload.given_up = True
-            future.cancel()
-            self._transfer.buffered.pop(id(future), None)
-        await self._transfer.give_up_and_wait([*in_flight.values()])
-        if self._creating is not None and not self._creating.done():
-            # Cancelling the creation only cancels copies of parts: the upload's id is needed to abort it.
+            for number in self._in_flight:
+                self._transfer.buffered.pop((id(self), number), None)
+        if self._creating is not None:
             self._creating.cancel()
-            await asyncio.wait([ended(self._creating)], timeout=_CREATION_SECONDS)
+            await ended(self._creating)  # the upload's id is needed to abort it
         if self.upload is not None:
             await self.upload.abort()
 
@@ -269,30 +267,34 @@ class PartWriter:
 
     def _begin(self) -> None:
         """Start to create the upload while its first part is being filled."""
-        self.upload = MultipartUpload(self._call, self._transfer, checked=self._checked)
+        self.upload = upload = MultipartUpload(self._call, self._transfer, checked=self._checked)
         self._number = len(self.copied)
-        self._creating = self._work_for(self._create(self.upload))
-        self._creating.add_done_callback(self._note_failure)
-        self._creating.schedule()  # only now: Ctrl-C before it is known here would leave an upload
+        self._creating = self._work_for(self._create(upload))
+        self._sending = self._work_for(self._send(upload, self._creating))
+        for work in (self._creating, self._sending):
+            work.add_done_callback(self._note_failure)
+            work.schedule()  # only now: Ctrl-C before it is known here would leave an upload
         self._choose()
 
     def _send_part(self) -> None:
         if self.upload is None:
             self._begin()
+        assert self.upload is not None
         self._number += 1
         if self._number > PARTS:
             reason = f"{PARTS} parts, the most of an object, are full with {self._sent_before} bytes."
             msg = f"{reason} Write it with a block_size above {self._first_part}, or in several objects."
             raise ValueError(msg)
+        check_off_loop(self._transfer)
         buffered = self._buffered
         self._wait_until(lambda: len(self._in_flight) < self._transfer.in_flight and self._has_room(buffered))
         payload, lent = self._payload()
         self._sent_before += payload.length
+        number = self._number
         with self._changed:
-            work = self._work_for(self._send(self._number, payload))
-            self._in_flight[work], self._transfer.buffered[id(work)] = payload, buffered
-        work.add_done_callback(lambda done: self._sent(done, lent))
-        work.schedule()
+            self._in_flight.add(number)
+            self._transfer.buffered[id(self), number] = buffered
+        self.upload.add(number, payload, lambda: self._sent(number, lent))
         if self._growing:
             self._part_size = part_size(self._number + 1, self._first_part)
 
@@ -304,24 +306,25 @@ class PartWriter:
         await upload.create()
         await gather_or_cancel(upload.copy(number, **each) for number, each in enumerate(self.copied, 1))
 
-    async def _send(self, number: int, payload: RequestBody) -> None:
-        """Wait for the creation of the upload, and send a part unless the writing has failed."""
-        assert self._creating is not None
-        assert self.upload is not None
-        if not self._creating.done():
-            await asyncio.shield(ended(self._creating))
-        # Raising the error of the creation here would make its traceback longer with each part.
-        if self._failure is None and not self._creating.cancelled():
-            await self.upload.send(number, payload)
+    async def _send(self, upload: MultipartUpload, creating: Work) -> None:
+        """Send the parts, once the upload is created."""
+        await asyncio.shield(ended(creating))
+        if self._failure is None and not creating.cancelled():
+            await upload.send_added()
 
-    def _sent(self, future: Future[None], lent: list[memoryview]) -> None:
+    async def _complete(self, upload: MultipartUpload, **conditions: Any) -> Any:
+        upload.close()
+        if self._sending is not None:
+            await ended(self._sending)
+        return await upload.complete(**conditions)
+
+    def _sent(self, number: int, lent: list[memoryview]) -> None:
         with self._changed:
-            del self._in_flight[future]
-            self._transfer.buffered.pop(id(future), None)
-            self._note_failure(future)
-            unsent = self._failure is not None or future.cancelled()  # a thread may still be sending it
-            if not unsent and sum(map(len, self._free)) < self._transfer.room:  # else other files need the memory
+            self._in_flight.remove(number)
+            self._transfer.buffered.pop((id(self), number), None)
+            if sum(map(len, self._free)) < self._transfer.room:  # else other files need the memory
                 self._free += lent
+            self._changed.notify_all()
 
     def _note_failure(self, future: Future[Any]) -> None:
         with self._changed:

@@ -91,10 +91,6 @@ class LearnedTemplate:
         assert self._made is not None
         return self._made.result() if self._made.done() else await asyncio.shield(self._made)
 
-    def succeeded(self) -> None:
-        """Record that a request from the template succeeded."""
-        self._failures = 0
-
     def failed(self, learned: Learned) -> None:
         """Record that a request from the template failed, for example because its credentials have expired."""
         if self._made is not None and self._made.done() and self._made.result() is learned:

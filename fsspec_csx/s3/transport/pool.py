@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -15,12 +14,11 @@ from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import Body, finish_despite_cancel, scope
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS, slots_for
 from fsspec_csx.s3.transport.exchange import Exchange
-from fsspec_csx.s3.transport.learned_template import Learned, LearnedTemplate
+from fsspec_csx.s3.transport.learned_template import LearnedTemplate
 from fsspec_csx.s3.transport.queued_requests import SignedRead
 from fsspec_csx.s3.transport.range_planning import size_for
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_context import using
-from fsspec_csx.s3.transport.request_template import ReadTemplate
 from fsspec_csx.s3.transport.signed_requests import SignedRequests
 from fsspec_csx.s3.transport.signer import Signer
 from fsspec_csx.s3.transport.threads import Threads
@@ -52,10 +50,11 @@ class Transfer:
 
     Attributes:
         checksums: whether the server accepts checksums of uploads; None before the first upload.
-        buffered: how many copied bytes each part in flight has, by the ``id`` of its work.
+        buffered: how many copied bytes each part in flight has, by the ``id`` of its writer and its number.
         slots: the turns of all requests of the process to the same store.
         exchange: makes one request on its connections.
         signer: makes templates of its requests.
+        loop: the event loop that it was made on.
     """
 
     def __init__(self, client: Any, verify: bool | str, in_flight: int, former: Transfer | None = None) -> None:
@@ -66,9 +65,9 @@ class Transfer:
             client, verify, in_flight, self.slots, None if former is None else former.exchange
         )
         self.signer = Signer(client)
-        self.buffered: dict[int, int] = {}
-        self._loop = asyncio.get_running_loop()
-        if former is not None and former._loop is self._loop and self.exchange.is_like(former.exchange):
+        self.buffered: dict[tuple[int, int], int] = {}
+        self.loop = asyncio.get_running_loop()
+        if former is not None and former.loop is self.loop and self.exchange.is_like(former.exchange):
             self._threads: Threads = former._threads
             self._own_slots: asyncio.Semaphore = former._own_slots
             self.checksums = former.checksums
@@ -124,43 +123,24 @@ class Transfer:
                         answer["Body"].close()
             advance(wanted.length)
 
-        tasks: list[asyncio.Future[None]] = []
+        if alike is None and len(ranges) >= _MANY:
+            alike = LearnedTemplate()
+        reads = [SignedRead(None, each) for each in ranges]
         try:
-            rest = ranges
-            if alike is None and len(ranges) >= _MANY:
-                alike = LearnedTemplate()
-            if alike is not None and alike.unknown:
-                tasks.append(alike.learn(functools.partial(fetch_one, ranges[0]), ReadTemplate))
-                rest = ranges[1:]
-            learned = await alike.known() if alike is not None and rest else None
-            if alike is not None and learned is not None and await self.signer.renew(learned.template):
-                tasks.append(asyncio.ensure_future(self._signed(alike, learned, rest, advance, fetch_one).run()))
-                rest = []
-            tasks += [asyncio.ensure_future(fetch_one(each)) for each in rest]
-            await asyncio.gather(*tasks)
+            if alike is None and len(ranges) == 1:
+                await fetch_one(ranges[0])
+            else:
+                await SignedRequests(
+                    self, alike, reads, lambda read: fetch_one(read.body), lambda read: advance(read.body.length)
+                ).run()
             for each in ranges:
                 if each.etag != ranges[0].etag:  # repeat it through botocore, which raises the right error
                     each.restart()
                     await fetch_one(each)
         except BaseException:
             # The caller may reuse the memory when this raises, so nothing may write to it any more.
-            await finish_despite_cancel(self._given_up(tasks, ranges))
+            await finish_despite_cancel(self.give_up_and_wait(ranges))
             raise
-
-    def _signed(
-        self,
-        alike: LearnedTemplate,
-        learned: Learned,
-        ranges: Sequence[RangeRequest],
-        advance: Callable[[int], object],
-        fetch_one: Callable[[RangeRequest], Awaitable[None]],
-    ) -> SignedRequests[SignedRead]:
-        async def failed(read: SignedRead) -> None:
-            await fetch_one(read.body)
-            alike.failed(learned)
-
-        wanted = [SignedRead(None, each) for each in ranges]
-        return SignedRequests(self, learned.template, wanted, lambda read: advance(read.body.length), failed)
 
     @property
     def width(self) -> int:
@@ -189,14 +169,6 @@ class Transfer:
     def ahead_bytes(self) -> int:
         """How many bytes a file reads ahead; 0 with a near store, where reading ahead is not faster."""
         return 0 if self.width <= MIN_REQUESTS else min(self.width * PART, _AHEAD_FAR)
-
-    async def _given_up(self, tasks: Sequence[asyncio.Future[None]], ranges: Sequence[RangeRequest]) -> None:
-        for task in tasks:
-            task.cancel()
-        for each in ranges:
-            each.give_up()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self.give_up_and_wait(ranges)
 
     async def send(self, put: Callable[[], Awaitable[T]], payload: RequestBody) -> T:
         """Prepare and send a body by ``put`` when it gets a turn; then no thread uses the body any more."""
@@ -230,15 +202,6 @@ class Transfer:
 
     async def prepare(self, body: RequestBody) -> None:
         await self._with(body, body.prepare)
-
-    async def prepared_and_sent(self, make: Callable[[RequestBody], Any], body: RequestBody) -> AioAWSResponse:
-        """Prepare a body, make its request and send it, in one thread."""
-
-        def send() -> AioAWSResponse:
-            body.prepare()
-            return self.exchange.put(make(body), body)
-
-        return await self._with(body, send)
 
     async def _with(self, body: Body, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.wrap_future(scope().begin(body, lambda: self._threads.submit(function, *args)))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.s3.transport.byte_range import RangeRequest
+from fsspec_csx.s3.transport.first_attempt import FirstAttempt
 from fsspec_csx.s3.transport.link import Link
 from fsspec_csx.s3.transport.request_body import RequestBody
-from fsspec_csx.s3.transport.request_template import PutTemplate, ReadTemplate, Template
-from fsspec_csx.s3.transport.signed_parts import FirstAttempt, stored
+from fsspec_csx.s3.transport.request_template import PartTemplate, PutTemplate, ReadTemplate, Template
+from fsspec_csx.s3.transport.signature import SignedRequest
 from fsspec_csx.s3.transport.socket_loop import Steps
 
 if TYPE_CHECKING:
@@ -62,7 +64,54 @@ class SignedRead:
         return self._accept(self.body)
 
 
-class SignedWrite:
+class _SignedUpload(ABC):
+    """A request with a body.
+
+    Attributes:
+        answer: of the server, as botocore's method returns it.
+        first: a failed attempt that botocore is to count as its own first.
+    """
+
+    repeatable = False
+    body: RequestBody | None = None
+    answer: Mapping[str, Any] | None = None
+    first: FirstAttempt | None = None
+
+    def give_up(self) -> None:
+        """Make the thread of the request fail soon."""
+        if (body := self.body) is not None:
+            body.give_up()
+
+    @abstractmethod
+    def _request(self, template: Any, body: RequestBody) -> SignedRequest:
+        """Return the request, signed from a template."""
+
+    def making(self, transfer: Transfer, template: Template, link: Link) -> Steps[Any]:
+        """Make the request, and return the response."""
+        body = self.body
+        assert body is not None
+        request = self._request(template, body)
+        logger.debug("Sending %s for %s", template.operation, request.url)
+        try:
+            outcome = yield from transfer.exchange.putting(link, request, body)
+        except Exception as error:
+            self.first = FirstAttempt(transfer, error)
+            raise
+        if self._is_counted(outcome):
+            self.first = FirstAttempt(transfer, outcome)
+        return outcome
+
+    @abstractmethod
+    def _is_counted(self, outcome: Any) -> bool:
+        """Return whether botocore is to count a response as its own first."""
+
+    def is_valid_response(self, answer: Any) -> bool:
+        """Return whether a response is valid for this request."""
+        self.answer = _stored(answer)
+        return self.answer is not None
+
+
+class SignedWrite(_SignedUpload):
     """A request that writes an object.
 
     Args:
@@ -71,27 +120,20 @@ class SignedWrite:
         open_body: makes the body, in a thread; returns None if botocore has to send the object.
 
     Attributes:
-        answer: of the server, as botocore's method returns it.
         length: in bytes.
-        first: a failed attempt that botocore is to count as its own first.
     """
 
     kind: type[Template] = PutTemplate
-    repeatable = False
 
     def __init__(self, key: str, content_type: str | None, open_body: Callable[[], RequestBody | None]) -> None:
         self.key, self._type, self._open_body = key, content_type, open_body
-        self.body: RequestBody | None = None
-        self.answer: Mapping[str, Any] | None = None
         self.length = 0
-        self.first: FirstAttempt | None = None
         self._given_up = False
 
     def give_up(self) -> None:
         """Make the thread of the request fail soon."""
         self._given_up = True
-        if (body := self.body) is not None:
-            body.give_up()
+        super().give_up()
 
     def forget_failures(self) -> None:
         """Prepare the request for botocore, which opens another body."""
@@ -109,27 +151,60 @@ class SignedWrite:
             raise OSError(msg)
         body.prepare()
 
-    def making(self, transfer: Transfer, template: PutTemplate, link: Link) -> Steps[Any]:
-        """Make the request, and return the response."""
-        body = self.body
-        assert body is not None
-        request = template.request(self.key, self._type, body)
-        logger.debug("Sending PutObject for %s", request.url)
-        try:
-            outcome = yield from transfer.exchange.putting(link, request, body)
-        except Exception as error:
-            self.first = FirstAttempt(transfer, error)
-            raise
-        if outcome.status_code >= 500:  # after other errors, botocore may send it differently: without a checksum
-            self.first = FirstAttempt(transfer, outcome)
-        return outcome
+    def _request(self, template: PutTemplate, body: RequestBody) -> SignedRequest:
+        return template.request(self.key, self._type, body)
 
-    def is_valid_response(self, answer: Any) -> bool:
-        """Return whether a response is valid for this request."""
-        self.answer = stored(answer)
-        return self.answer is not None
+    def _is_counted(self, outcome: Any) -> bool:
+        return bool(outcome.status_code >= 500)  # after other errors, botocore may send it without a checksum
 
     def accept(self) -> bool:
         """Drop the body, which may be an open file; in a thread."""
         self.length, self.body = len(self.body or b""), None
         return True
+
+
+class SignedPart(_SignedUpload):
+    """A request that sends a part of an upload.
+
+    Args:
+        number: of the part, from 1.
+        body: its bytes.
+        stored: called when the server has it: with ``answer``, in a thread.
+    """
+
+    kind: type[Template] = PartTemplate
+    key = None
+
+    def __init__(self, number: int, body: RequestBody, stored: Callable[[SignedPart], object]) -> None:
+        self.number, self.body, self._stored = number, body, stored
+
+    def forget_failures(self) -> None:
+        """Do nothing, as botocore sends the same body."""
+
+    def prepare(self) -> None:
+        """Compute the checksum, in a thread."""
+        assert self.body is not None
+        self.body.prepare()
+
+    def _request(self, template: PartTemplate, body: RequestBody) -> SignedRequest:
+        return template.request(self.number, body)
+
+    def _is_counted(self, outcome: Any) -> bool:
+        return _stored(outcome) is None
+
+    def accept(self) -> bool:
+        """Report that the server has the part, and drop the body, whose memory may be used again."""
+        self._stored(self)
+        self.body = None
+        return True
+
+
+def _stored(answer: Any) -> Mapping[str, Any] | None:
+    """Return a response as botocore's method does, with its ETag and version; None unless the bytes were stored.
+
+    A response with a body may be an error, which botocore parses.
+    """
+    if not 200 <= answer.status_code < 300 or not answer.headers.get("ETag") or len(answer.raw):
+        return None
+    version = {"VersionId": answer.headers["x-amz-version-id"]} if "x-amz-version-id" in answer.headers else {}
+    return {"ETag": answer.headers["ETag"], **version}

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fsspec_csx.s3.transport.byte_range import RangeRequest
     from fsspec_csx.s3.transport.call_scope import Scope
+    from fsspec_csx.s3.transport.first_attempt import FirstAttempt
     from fsspec_csx.s3.transport.pool import Transfer
-    from fsspec_csx.s3.transport.signed_parts import FirstAttempt
 
 
 @dataclass

@@ -1,19 +1,22 @@
 """SignedRequests: makes many requests that are signed from one template; each connection takes the next of a queue.
 
-Requests that do not succeed at once are left to botocore, which retries them or raises their errors.
+botocore makes the first request, of which the template is made, and those that do not succeed at once: it retries them
+or raises their errors.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import logging
 import os
 import random
 import select
+import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -21,9 +24,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from fsspec_csx.errors import EndpointError
 from fsspec_csx.s3.transport.call_scope import Scope, finish_despite_cancel, scope
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
-from fsspec_csx.s3.transport.learned_template import FAILURES
+from fsspec_csx.s3.transport.learned_template import FAILURES, Learned, LearnedTemplate
 from fsspec_csx.s3.transport.link import Link
-from fsspec_csx.s3.transport.queued_requests import SignedRead, SignedWrite
+from fsspec_csx.s3.transport.queued_requests import SignedPart, SignedRead, SignedWrite
+from fsspec_csx.s3.transport.request_context import using
 from fsspec_csx.s3.transport.slow_connections import SlowConnections
 from fsspec_csx.s3.transport.socket_loop import LocalCalls, SocketLoop, Steps, run_alone
 
@@ -44,7 +48,7 @@ _WAIT, _LONGEST_WAIT = (0.05, 0.3), 60.0  # seconds before a request to a busy s
 _waits = random.Random()
 
 
-R = TypeVar("R", bound=SignedRead | SignedWrite)
+R = TypeVar("R", bound=SignedRead | SignedWrite | SignedPart)
 
 
 class _Turn:
@@ -52,7 +56,7 @@ class _Turn:
 
     def __init__(self) -> None:
         self.thread: Future[Any] | None = None
-        self.request: SignedRead | SignedWrite | None = None
+        self.request: SignedRead | SignedWrite | SignedPart | None = None
         self.accepting = False  # whether the thread is processing the bytes received
         self.given_up = False
 
@@ -73,36 +77,41 @@ class SignedRequests(Generic[R]):
     """Makes requests in threads: one for each connection, or few for all.
 
     Args:
-        transfer: its threads and connections are used.
-        template: makes the requests.
+        transfer: its threads and connections are used; or those of the client that makes the first request.
+        alike: the template of the requests; None if botocore must make them all.
         requests: in the order in which they start.
-        finished: called on the event loop for each request that has succeeded.
-        failed: makes a failed request in another way.
+        alone: makes a request through botocore.
+        finished: called on the event loop for each request that has succeeded by the template.
+        settled: see ``LearnedTemplate.learn``.
         most: how many at a time; no limit if negative, as in fsspec.
         signer: returns the signer of the present client, whose credentials may be newer than those of ``transfer``.
         shared: whether few threads make all requests to a far store, which is faster if they are for small objects.
+        growing: whether ``add`` may add requests, until ``close``.
     """
 
     def __init__(
         self,
         transfer: Transfer,
-        template: Any,
+        alike: LearnedTemplate | None,
         requests: Iterable[R],
-        finished: Callable[[R], object],
-        failed: Callable[[R], Awaitable[object]],
+        alone: Callable[[R], Awaitable[object]],
+        finished: Callable[[R], object] = lambda request: None,
+        *,
+        settled: Callable[[], bool] = lambda: True,
         most: int | None = None,
         signer: Callable[[], Signer] | None = None,
-        *,
         shared: bool = False,
+        growing: bool = False,
     ) -> None:
-        self._transfer, self._template = transfer, template
-        self._signer = signer or (lambda: transfer.signer)
+        self._transfer, self._alike = transfer, alike
+        self._learned: Learned | None = None
+        self._alone, self._finished, self._settled = alone, finished, settled
         self._queue = deque(requests)
-        self._finished, self._failed = finished, failed
-        self._scope = Scope(scope())
-        self._left = len(self._queue)
+        self._lock = threading.Lock()
+        self._left, self._growing = len(self._queue), growing
         self._ended: deque[R] = deque()
-        self._most = min(self._left, transfer.in_flight, most if most and most > 0 else transfer.in_flight)
+        self._most = min(transfer.in_flight, most if most and most > 0 else transfer.in_flight)
+        self._present_signer = signer
         self._takers = 0
         number = (
             min(_THREADS, os.cpu_count() or 1)
@@ -111,18 +120,22 @@ class SignedRequests(Generic[R]):
         )
         self._loops = [SocketLoop(transfer.in_thread, transfer.exchange.limit) for _ in range(number)]
         self._local = LocalCalls()
-        self._tasks: list[asyncio.Future[None]] = []
+        self._tasks: set[asyncio.Future[Any]] = set()
         self._slow = SlowConnections(self._queue)  # a function of ``self`` would keep the memory of the requests
-        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._done: asyncio.Future[None] | None = None  # until ``run``
+        self._context: contextvars.Context | None = None  # of ``run``
+        self._serving = self._ready = False
+        self._renewed_at = 0.0
         self._refused, self._refusals = False, 0
         self._invalid_responses = 0  # how many consecutive responses were not valid for their requests
 
     async def run(self) -> None:
         """Make the requests; when this returns or raises, no thread uses their memory any more."""
-        if not self._left:
-            return
-        self._start(self._slow.watch())
-        self._start(self._tick())
+        self._scope, self._context = Scope(scope()), contextvars.copy_context()
+        self._done = asyncio.get_running_loop().create_future()
+        if not self._growing:
+            self._start(self._slow.watch())
+        self._wake()
         try:
             await self._done
         finally:
@@ -130,26 +143,94 @@ class SignedRequests(Generic[R]):
             for task in self._tasks:
                 task.cancel()
             await finish_despite_cancel(self._transfer.give_up_and_wait(self._scope.close()))
-            await finish_despite_cancel(_ended(self._tasks))
+            await finish_despite_cancel(asyncio.gather(*self._tasks, return_exceptions=True))
             self._tasks.clear()  # they refer to these requests, and so to their memory
+            self._ended.clear()
+            self._context = None
 
-    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(coroutine)
-        task.add_done_callback(self._fail)
-        self._tasks.append(task)
+    def add(self, request: R) -> None:
+        """Add a request; in any thread."""
+        with self._lock:
+            self._left += 1
+        self._queue.append(request)
+        if self._takers < self._width:
+            self._wake_loop()
+
+    def close(self) -> None:
+        """Let ``run`` return when all requests have been made; in any thread."""
+        self._growing = False
+        self._wake_loop()
+
+    def _wake_loop(self) -> None:
+        if (done := self._done) is not None:
+            done.get_loop().call_soon_threadsafe(self._wake, context=self._context)
+
+    def _wake(self) -> None:
+        """Serve the requests in the queue; end if there are no more to come."""
+        if self._done is None or self._done.done():
+            return
+        self._report_ended()
+        if self._queue and not self._serving:
+            self._serving = True
+            self._start(self._serve())
+        elif self._ready:
+            self._start_takers()
+        self._end_if_all_are_made()
+
+    async def _serve(self) -> None:
+        """Start requests, and report those that have ended, as long as there are any."""
+        try:
+            await self._learn()
+            while self._left:
+                if time.monotonic() - self._renewed_at > _RENEWAL_SECONDS:
+                    await self._renew()
+                self._ready = True
+                self._start_takers()
+                await asyncio.sleep(_TICK_SECONDS)
+                self._report_ended()
+        finally:
+            self._serving = self._ready = False
+
+    async def _learn(self) -> None:
+        """Know the template; until then, botocore makes the first request, and no other is made."""
+        alike = self._alike
+        if alike is None or self._learned is not None or not self._queue:
+            return
+        if first := alike.unknown:
+            request = self._queue.popleft()
+            make = functools.partial(self._make_alone, request)
+            named = () if request.key is None else (request.key,)
+            self._start(alike.learn(make, request.kind, *named, settled=self._settled))
+        self._learned = await alike.known()
+        if self._learned is not None and first:
+            self._transfer = self._learned.transfer
+
+    def _start(self, work: Awaitable[object]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._note_end)
+
+    def _note_end(self, task: asyncio.Future[Any]) -> None:
+        self._tasks.discard(task)
+        assert self._done is not None
+        if not task.cancelled() and (error := task.exception()) is not None and not self._done.done():
+            self._done.set_exception(error)
+
+    @property
+    def _width(self) -> int:
+        return min(self._most, self._transfer.slots.limit)
 
     def _start_takers(self) -> None:
         """Start as many tasks as may have requests in flight; a thread ends its turn early if more wait."""
-        while self._takers < min(self._most, self._transfer.slots.limit):
+        for _ in range(min(self._width - self._takers, len(self._queue))):
             self._start(self._take_turns(self._takers))
             self._takers += 1
 
-    def _fail(self, task: asyncio.Future[None]) -> None:
-        if not task.cancelled() and not self._done.done() and (error := task.exception()) is not None:
-            self._done.set_exception(error)
-
     async def _take_turns(self, number: int) -> None:
         while self._queue:
+            if self._learned is None:
+                await self._make_alone(self._queue.popleft())
+                continue
             async with self._transfer.turn():
                 turn = _Turn()
                 begin = functools.partial(self._begin, number, turn)
@@ -161,9 +242,16 @@ class SignedRequests(Generic[R]):
                     raise failure  # of this machine, such as a full disk: repeating the request would not help
                 await asyncio.sleep(seconds)
                 failed.forget_failures()
-                await self._failed(failed)
-                self._close()
+                await self._make_alone(failed)
                 await self._forgive()
+        self._takers -= 1
+        if self._queue:  # added meanwhile
+            self._wake()
+
+    async def _make_alone(self, request: R) -> None:
+        with using(first=request.first):
+            await self._alone(request)
+        self._end_one()
 
     def _begin(self, number: int, turn: _Turn) -> Future[tuple[R | None, float]]:
         if self._loops and self._transfer.width > MIN_REQUESTS:
@@ -172,35 +260,41 @@ class SignedRequests(Generic[R]):
         return self._transfer.in_thread(run_alone, self._work(turn))
 
     async def _forgive(self) -> None:
-        """After botocore has repeated a refused request: use the credentials that it may have renewed."""
+        """After botocore has made a failed request: use the credentials that it may have renewed."""
+        if self._alike is not None and self._learned is not None:
+            self._alike.failed(self._learned)
         if self._refused and self._refusals < FAILURES:
             self._refusals += 1
-            self._refused = not await self._signer().renew(self._template)
+            self._refused = False
+            await self._renew()
 
-    async def _tick(self) -> None:
-        began = time.monotonic()
-        while True:
-            self._start_takers()
-            await asyncio.sleep(_TICK_SECONDS)
-            self._report_ended()
-            if time.monotonic() - began > _RENEWAL_SECONDS:
-                began = time.monotonic()
-                self._refused |= not await self._signer().renew(self._template)
+    async def _renew(self) -> None:
+        """Use the present credentials; if there are none, botocore makes the requests."""
+        self._renewed_at = time.monotonic()
+        if self._learned is not None:
+            signer = self._present_signer() if self._present_signer else self._transfer.signer
+            self._refused |= not await signer.renew(self._learned.template)
 
     def _report_ended(self) -> None:
-        while self._ended and not self._done.done():
+        while self._ended:
             self._finished(self._ended.popleft())
-            self._close()
+            self._end_one()
 
-    def _close(self) -> None:
-        self._left -= 1
-        if not self._left and not self._done.done():
+    def _end_one(self) -> None:
+        with self._lock:
+            self._left -= 1
+        self._end_if_all_are_made()
+
+    def _end_if_all_are_made(self) -> None:
+        assert self._done is not None
+        if not self._left and not self._growing and not self._done.done():
             self._done.set_result(None)
 
     def _work(self, turn: _Turn, *, shares_thread: bool = False) -> Steps[tuple[R | None, float]]:
         """Make requests on a connection until one fails; return it, and how long to wait before repeating it."""
         slots, began = self._transfer.slots, time.monotonic()
-        link = self._transfer.exchange.link(self._template.url, shares_thread=shares_thread)
+        assert self._learned is not None
+        link = self._transfer.exchange.link(self._learned.template.url, shares_thread=shares_thread)
         try:
             while not turn.given_up and not self._scope.closed:
                 try:
@@ -236,9 +330,10 @@ class SignedRequests(Generic[R]):
             turn.request, turn.accepting = None, False
 
     def _attempt(self, turn: _Turn, request: R, link: Link) -> Steps[float | None]:
-        if isinstance(request, SignedWrite):
+        if not isinstance(request, SignedRead):
             yield from self._local.made(request.prepare)
-        answer = yield from request.making(self._transfer, self._template, link)
+        assert self._learned is not None
+        answer = yield from request.making(self._transfer, self._learned.template, link)
         if answer.status_code in _BUSY and request.repeatable:
             after = answer.headers.get("Retry-After", "")
             return min(float(after), _LONGEST_WAIT) if after.isdecimal() else _waits.uniform(*_WAIT)
@@ -250,7 +345,3 @@ class SignedRequests(Generic[R]):
             return 0.0
         self._invalid_responses, turn.accepting = 0, True
         return None if not turn.given_up and (yield from self._local.made(request.accept)) else 0.0
-
-
-async def _ended(tasks: Iterable[asyncio.Future[None]]) -> None:
-    await asyncio.gather(*tasks, return_exceptions=True)

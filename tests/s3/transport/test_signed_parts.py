@@ -174,19 +174,50 @@ def proxy(server: LocalS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultPro
         yield running
 
 
-def written(fs: CSXFileSystem, bucket: str) -> None:
+def written(fs: CSXFileSystem, bucket: str, *, opened: bool = False) -> None:
     """Write an object of five parts, and check it."""
-    fs.pipe_file(f"{bucket}/object", DATA, chunksize=PART)
+    if opened:
+        with fs.open(f"{bucket}/object", "wb", block_size=PART) as file:
+            for start in range(0, len(DATA), PART):
+                file.write(DATA[start : start + PART])
+    else:
+        fs.pipe_file(f"{bucket}/object", DATA, chunksize=PART)
     assert fs.cat_file(f"{bucket}/object") == DATA
 
 
 def test_one_part_is_botocores(fs: CSXFileSystem, bucket: str, caplog: pytest.LogCaptureFixture) -> None:
     """All parts but one are signed from the first, and none is sent twice."""
     caplog.set_level("DEBUG", "fsspec_csx")
-    with recorded_requests() as requests:
-        written(fs, bucket)
-    assert requests.count("UploadPart") == PARTS
+    for opened in (False, True):
+        caplog.clear()
+        with recorded_requests() as requests:
+            written(fs, bucket, opened=opened)
+        assert requests.count("UploadPart") == PARTS
+        assert sum(record.message.startswith("Sending UploadPart") for record in caplog.records) == PARTS - 1
+
+
+def test_parts_one_by_one(fs: CSXFileSystem, bucket: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Parts that come when no other is in flight follow the same template, and the file still publishes them all."""
+    caplog.set_level("DEBUG", "fsspec_csx")
+    with fs.open(f"{bucket}/object", "wb", block_size=PART) as file:
+        for start in range(0, len(DATA), PART):
+            file.write(DATA[start : start + PART])
+            file._writer._wait_until(lambda: not file._writer._in_flight)
+    assert fs.cat_file(f"{bucket}/object") == DATA
     assert sum(record.message.startswith("Sending UploadPart") for record in caplog.records) == PARTS - 1
+
+
+def test_a_write_on_the_event_loop_fails(fs: CSXFileSystem, bucket: str) -> None:
+    """Code on the event loop that sends the parts cannot wait for them: an error, where it would wait for ever."""
+
+    async def write(file: Any) -> None:
+        file.write(DATA)
+
+    with fs.open(f"{bucket}/object", "wb", block_size=PART) as file:
+        file.write(DATA)
+        with pytest.raises(RuntimeError, match="event loop"):
+            sync(fs.loop, write, file)
+    assert not fs.exists(f"{bucket}/object")
 
 
 @pytest.mark.parametrize(
