@@ -194,7 +194,6 @@ def note_failure() -> None:
 
 
 def _reset() -> None:
-    """Forget the parent's failures in a forked child."""
     global _failed
     _failed = False
 

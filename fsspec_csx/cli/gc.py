@@ -66,7 +66,6 @@ def _row(leftover: Leftover) -> tuple[str, ...]:
 
 
 def _old(leftover: Leftover) -> str:
-    """Return the age in the largest unit that fits twice."""
     seconds = max(0.0, (datetime.now(timezone.utc) - leftover.modified).total_seconds())
     for unit, name in reversed(_UNITS.items()):
         if (count := seconds // timedelta(**{name: 1}).total_seconds()) >= 2:

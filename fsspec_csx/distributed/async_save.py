@@ -56,9 +56,10 @@ def async_save(
 
     Raises:
         TypeError: if the state dict is not a dict. With several ranks, the futures of all ranks raise this and the next
-            two errors instead.
+            three errors instead.
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         CredentialsError: a PermissionError, if the credentials for an S3 path are missing.
+        Exception: any error of a copy, such as of a value that cannot be copied.
         LostProcessError: a RuntimeError, if another rank has ended before the gloo group was created.
         RuntimeError: if the main thread has already ended.
     """
@@ -69,12 +70,12 @@ def async_save(
         check_state_dict(state_dict)
         options: dict[str, Any] = {"overwrite": overwrite, "prefix_count": prefix_count}
         saving.writer = _BackgroundWriter(path, progress, storage_options=storage_options, **options)
+        saving.staged = copy_state_dict(state_dict)
+        saving.nbytes = nbytes(saving.staged)
     except Exception as error:
         if group is None or dist.get_world_size(group) == 1:
             raise
         saving.failure = error
-    else:
-        saving.stage(state_dict)
     progress.set_size(saving.nbytes)
     future = _CollectiveFuture(progress)
     save_queue.add(save_queue.Save(future, Target(None, f"{path}", redacted(f"{path}")), _PLACE, saving))
@@ -114,6 +115,7 @@ class _ShardedSave(CheckpointWriter):
 
     Attributes:
         writer: of its shard.
+        staged: the copy of the state dict.
         failure: the error that keeps this rank from saving; all ranks raise it, so that their calls stay in step.
     """
 
@@ -121,19 +123,12 @@ class _ShardedSave(CheckpointWriter):
         self.writer: _BackgroundWriter | None = None
         self.failure: Exception | None = None
         self._planner, self._group = planner, group
-        self._staged: dict[str, Any] = {}
+        self.staged: dict[str, Any] = {}
         self.nbytes = 0
         self._path, self._call = path, ""
         if group is not None:
             _counts[group] = _counts.get(group, 0) + 1
             self._call = f", by call {_counts[group]}"
-
-    def stage(self, state_dict: dict[str, Any]) -> None:
-        try:
-            self._staged = copy_state_dict(state_dict)
-            self.nbytes = nbytes(self._staged)
-        except Exception as error:
-            self.failure = error
 
     def save(
         self, target: Target, *, advance: Callable[[int], object], commit: Callable[[], object] = lambda: None
@@ -144,10 +139,10 @@ class _ShardedSave(CheckpointWriter):
         writer = self.writer
         assert writer is not None
         writer._callback = AdvanceCallback(advance)
-        write(self._staged, writer, self._planner, self._group)
+        write(self.staged, writer, self._planner, self._group)
 
     def free(self) -> None:
-        self._staged, self._planner, self.writer = {}, None, None
+        self.staged, self._planner, self.writer = {}, None, None
 
 
 _counts: weakref.WeakKeyDictionary[dist.ProcessGroup, int] = weakref.WeakKeyDictionary()  # number of calls on this rank

@@ -190,7 +190,6 @@ def metadata_of(folder: Folder) -> Metadata | None:
 
 
 def _target(item: ReadItem, place: Any, planner: LoadPlanner) -> tuple[torch.Tensor, TensorRead]:
-    """Return the tensor for an item, and the read that fills it."""
     name, target = item.storage_index.fqn, planner.resolve_tensor(item)
     if target.shape != item.lengths:
         reason = f"{name!r} has {tuple(item.lengths)} to fill {tuple(target.shape)} with."

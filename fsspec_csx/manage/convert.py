@@ -104,7 +104,6 @@ def _check(dtype: torch.dtype | str | None, format: str | None) -> None:
 
 
 def _check_kind(place: Location, *, folder: bool) -> None:
-    """Refuse to replace a file with a folder, or a folder with a file."""
     if not place.exists() or place.is_folder() == folder:
         return
     if folder:

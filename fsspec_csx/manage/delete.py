@@ -24,31 +24,30 @@ class DeleteTarget:
 
     path: str  # the given path
     root: Directory  # its folder, or the file itself
-    files: Sequence[str]  # the paths of all files on the filesystem
-    manifests: Sequence[str]  # the files to delete first: without a manifest the folder is not a checkpoint
+    files: Sequence[str]  # the names of all files in the folder; one empty name for a single file
+    manifests: Sequence[str]  # the names of those to delete first: without a manifest it is not a checkpoint
     size: int  # the size of all files, in bytes
     is_folder: bool
-    # The layout of a format whose manifest lists the files, and the path of the manifest; None for other formats. It
-    # is marked as unfinished at first and deleted last, as only it identifies the other files.
+    # The layout of a format whose manifest lists the files; None for other formats. That manifest is marked as
+    # unfinished at first and deleted last, as only it identifies the other files.
     layout: FolderLayout | None = None
-    listing: str | None = None
     # Names of files in folders below that stay, as a damaged manifest does not say whose they are; and their
     # description as part of a sentence.
     left: Sequence[str] = ()
     note: str = ""
 
     def phases(self, *, marked: bool) -> list[list[str]]:
-        """Return the files in the order of deletion; a manifest that was marked comes last.
+        """Return the paths of the files in the order of deletion; a manifest that was marked comes last.
 
         Shards come late, as they identify the folder after its manifests are gone.
         """
-        listing = [self.listing] if self.listing else []
+        listing = [self.layout.manifest] if self.layout else []
         first = [*self.manifests, *(() if marked else listing)]
         apart = {*first, *listing}
         late = {file for file in self.files if naming.is_shard(file.rpartition("/")[2])} or {*self.files}
         others = [file for file in self.files if file not in apart and file not in late]
         parts = [file for file in self.files if file not in apart and file in late]
-        return [first, others, parts, listing if marked else []]
+        return [[*map(self.root.at, names)] for names in (first, others, parts, listing if marked else [])]
 
 
 def targets(
@@ -167,8 +166,7 @@ def _mark_unfinished(to_delete: DeleteTarget) -> bytes | Exception | None:
     if to_delete.layout is None:
         return None
     try:
-        names = [file.removeprefix(f"{to_delete.root.path}/") for file in to_delete.files]
-        return to_delete.layout.mark_unfinished(to_delete.root, names)
+        return to_delete.layout.mark_unfinished(to_delete.root, to_delete.files)
     except Exception as error:
         return error
 
@@ -190,7 +188,7 @@ def _target(path: str, root: Directory) -> DeleteTarget:
 
 
 def _file(path: str, root: Directory, size: int) -> DeleteTarget:
-    return DeleteTarget(path, root, [root.path], [], size, False)
+    return DeleteTarget(path, root, [""], [], size, False)
 
 
 def _folder(path: str, root: Directory) -> DeleteTarget:
@@ -202,17 +200,15 @@ def _folder(path: str, root: Directory) -> DeleteTarget:
     if not naming.is_sharded(names) and not (held and all(map(naming.is_shard, names))):
         msg = f"{redacted(path)} is a folder, but not a checkpoint. Name the checkpoints in it."
         raise IsADirectoryError(msg)
-    first = [root.at(name) for name in manifests(names)]
-    listing, own = None, OwnFiles([], [])
+    first, own = manifests(names), OwnFiles([], [])
     layout = naming.listing_layout(names)
     if layout:
-        listing, first = root.at(layout.manifest), []  # other manifests belong to files and checkpoints that stay
+        first = []  # other manifests belong to files and checkpoints that stay
         below = root.files()
         own = layout.own_files(root, below)
         held = [below[name] for name in own.names]
-    files = [root.at(file.name) for file in held]
     size = sum(file.size or 0 for file in held)
-    return DeleteTarget(path, root, files, first, size, True, layout, listing, own.unclear, own.note)
+    return DeleteTarget(path, root, [file.name for file in held], first, size, True, layout, own.unclear, own.note)
 
 
 def _size_of_file(path: str, root: Directory) -> int | None:

@@ -107,7 +107,6 @@ def shard_set(name: str) -> str:
 
 
 def _parse_fields(stem: str, ending: str, timestamp: str) -> ParsedName:
-    """Parse a name with Lightning's fields."""
     steps: set[int] = set()
     epochs: set[int] = set()
     for field in _FIELD.finditer(stem):

@@ -134,7 +134,6 @@ def _check_order(steps: Sequence[Step], keep: int, root: str) -> None:
 
 
 def _damage(found: ListedCheckpoint, storage_options: Mapping[str, Any] | None) -> Exception | None:
-    """Return why a checkpoint is damaged or incomplete; None if it is intact."""
     try:
         if found.sharded:
             check_complete(found.path, storage_options)

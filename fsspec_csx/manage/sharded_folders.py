@@ -85,11 +85,8 @@ class CheckpointFolder:
 
     def remove(self) -> None:
         """Delete the folder, in an order that never makes a part of it look complete."""
-        root = self.root
-        listing = root.at(self.listing) if self.listing else None
-        first = [root.at(name) for name in self.manifests if name != self.listing]
-        files = [root.at(name) for name in self.names]
-        target = manage_delete.DeleteTarget(root.text, root, files, first, self.size, True, self.layout, listing)
+        root, first = self.root, [name for name in self.manifests if name != self.listing]
+        target = manage_delete.DeleteTarget(root.text, root, self.names, first, self.size, True, self.layout)
         for error in manage_delete.delete([target]).values():
             raise error
         if root.fs is None:
@@ -152,7 +149,6 @@ class FolderCopy:
             raise CheckpointPathError(reason, "Convert it to one file: cszoo checkpoint convert.")
 
     def _check_held(self) -> None:
-        """Refuse to replace files that may not be replaced."""
         target, names = self._target, {*self._source.names}
         common = names.intersection(self._held)
         if not self._overwrite:

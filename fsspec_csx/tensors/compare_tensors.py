@@ -90,7 +90,6 @@ def _same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 
 def _is_number(dtype: torch.dtype) -> bool:
-    """Return whether torch can cast this dtype."""
     try:
         torch.empty(1, dtype=dtype, device="cpu").to(torch.complex128)
     except (NotImplementedError, RuntimeError):
