@@ -86,6 +86,7 @@ class NullServer(ThreadingHTTPServer):
         self.objects: dict[str, Sparse] = {}
         self.uploads: dict[str, dict[int, Sparse]] = {}
         self.requests: list[Request] = []
+        self.takes_equal_parts = False  # and no others, except for the last
         self.numbers = itertools.count(1)
         self._sorted: list[str] = []
 
@@ -244,7 +245,8 @@ class _Handler(BaseHTTPRequestHandler):
         numbers = [int(number) for number in re.findall(r"<PartNumber>(\d+)</PartNumber>", report)]
         upload = self.server.uploads.get(request.query["uploadId"], {})
         parts = [upload[number] for number in numbers if number in upload]
-        if not parts or len(parts) < len(numbers) or numbers != sorted(numbers):
+        unequal = self.server.takes_equal_parts and len({part.size for part in parts[:-1]}) > 1
+        if unequal or not parts or len(parts) < len(numbers) or numbers != sorted(numbers):
             self.refuse(400, "InvalidPart")
         elif any(part.size < LEAST_PART for part in parts[:-1]):
             self.refuse(400, "EntityTooSmall")

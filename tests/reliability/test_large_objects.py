@@ -6,6 +6,7 @@ import mmap
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from null_server import NullServer, Request, null_server
 from sparse import Sparse
 
 import fsspec_csx as cstorch
+from fsspec_csx.errors import RefusedError
+from fsspec_csx.s3 import part_sizes
 from fsspec_csx.s3 import writer as s3_writer
 from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, PARTS, part_size, part_size_for
 from fsspec_csx.s3.transport.pool import PART
@@ -248,6 +251,23 @@ def test_too_long_to_be_written(null: NullServer, monkeypatch: pytest.MonkeyPatc
         file.write(memoryview(bytearray(30 * MIB + 1)))
     assert (null.objects, null.uploads) == ({}, {})
     assert len(null.made("upload_part")) <= 5
+
+
+def test_store_that_takes_parts_of_one_size(null: NullServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose parts have grown, on a store such as R2, is an error that names the remedy, which helps."""
+    monkeypatch.setattr(part_sizes, "FIRST_PARTS", 3)
+    monkeypatch.setattr(part_sizes, "_STEP", 1)
+    null.takes_equal_parts = True
+
+    def write(**options: Any) -> None:
+        with null.filesystem().open("large/x", "wb", **options) as file:
+            file.write(memoryview(bytearray(40 * MIB)))
+
+    with pytest.raises(RefusedError, match=r"only parts of one size, as Cloudflare R2, .* a larger block_size"):
+        write(block_size=5 * MIB)
+    assert null.uploads == {}
+    write(block_size=10 * MIB)
+    assert null.objects["large/x"].size == 40 * MIB
 
 
 def test_part_that_is_asked_too_small(null: NullServer) -> None:

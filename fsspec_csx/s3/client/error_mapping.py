@@ -255,6 +255,12 @@ _TABLE: dict[str, tuple[type[errors.CSXError], str, str]] = {
         "The multipart upload to {target} is gone from {endpoint}{said}.",
         "Write the object again, and see that nothing else ends its uploads.",
     ),
+    "InvalidPart": (
+        errors.RefusedError,
+        "{endpoint} refused the parts of {target}{said}.",
+        "If it takes only parts of one size, as Cloudflare R2, write large objects with a larger block_size, of which "
+        "5,000 parts are equal. Else see what ended or replaced the upload.",
+    ),
     " ".join(BUSY): (
         errors.UnavailableError,
         "{endpoint} answered {operation} on {target} with {code}{said}.",
