@@ -48,10 +48,10 @@ class Logging(Callback):
         if not processes.is_first():
             self.logger.setLevel(max(self.logger.level, logging.WARNING))
 
-    def is_log_step(self, trainer: Trainer) -> bool:
-        """Return whether metrics of this step are logged."""
+    def is_log_step(self, trainer: Trainer, ahead: int = 0) -> bool:
+        """Return whether metrics of this step, or of one so many steps ahead, are logged."""
         every = self.log_steps
-        return trainer.is_last_step or (every is not None and trainer.global_step % every == 0)
+        return trainer.is_last_step or (every is not None and (trainer.global_step + ahead) % every == 0)
 
 
 class Logger(Callback):

@@ -22,10 +22,11 @@ from fsspec_csx.trainer import (
     RateProfiler,
     TimeRemaining,
     Trainer,
+    monitoring,
 )
 
 
-def test_norms(tmp_path: Path) -> None:
+def test_norms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The logged norms are those of the parameters before the step, and of the gradients before clipping."""
     expected: list[tuple[float, float, float]] = []
 
@@ -39,8 +40,11 @@ def test_norms(tmp_path: Path) -> None:
 
     metrics = Metrics()
     options: dict[str, Any] = {"loggers": [metrics], "logging": Logging(2), "precision": Precision(1e-3)}
+    computed, norm = list[int](), monitoring._norm
+    monkeypatch.setattr(monitoring, "_norm", lambda each: computed.append(trainer.global_step + 1) or norm(each))
     trainer, _ = made(str(tmp_path), Watch(), ComputeNorm(), steps=None, **options)
     trainer.fit(loader())
+    assert {*computed} == {2, 4, 6, 8, 10}  # no others
     names = ("model_wise_params_norm", "model_wise_grad_norm", "per_layer_grad_norm/layer_0")
     found = [(step, *(each[name] for name in names)) for step, each in metrics.logged if names[0] in each]
     assert [each[0] for each in found] == [2, 4, 6, 8, 10]
