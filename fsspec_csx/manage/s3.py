@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from fsspec_csx.errors import CredentialsError, EndpointError
+from fsspec_csx.errors import CredentialsError, EndpointError, ObjectNotFoundError
 from fsspec_csx.manage.directory import File, map_parallel
 from fsspec_csx.s3.directory_buckets import is_directory_bucket
 
@@ -117,7 +117,10 @@ def _listed(fs: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
     markers: dict[str, str] = {}
     while True:
-        answer = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, MaxUploads=PAGE, **markers)
+        try:
+            answer = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, MaxUploads=PAGE, **markers)
+        except ObjectNotFoundError:  # some stores answer so if there are none
+            return
         fresh = [each for each in answer.get("Uploads", []) if each["UploadId"] not in seen]
         yield from fresh
         if not answer.get("IsTruncated") or not fresh:

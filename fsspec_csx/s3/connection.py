@@ -292,6 +292,7 @@ def _check_deleted(method: str, answer: Any) -> Any:
     """Raise DeleteError if DeleteObjects left objects, in which case its status is still 200."""
     if method == "delete_objects" and answer.get("Errors"):
         first, count = answer["Errors"][0], len(answer["Errors"])
-        reason = f"{count} objects were not deleted; the first is {first.get('Key')!r}: {first.get('Message')}."
+        said = first.get("Message") or first.get("Code") or "the server gives no reason"
+        reason = f"{count} objects were not deleted; the first is {first.get('Key')!r}: {said}."
         raise DeleteError(reason, "Check the rights to delete them.")
     return answer

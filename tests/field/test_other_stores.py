@@ -9,6 +9,8 @@ import pytest
 from listener import Answer, Heard, listening
 from proxy import Fault, FaultProxy, error_answer, through
 
+from fsspec_csx.errors import DeleteError
+from fsspec_csx.manage.s3 import unfinished_uploads
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
@@ -87,3 +89,20 @@ def test_bucket_that_another_writer_made(
     through(proxy, server).pipe_file(f"{new_bucket}/object", b"data")
     assert taken.done == 1
     assert fs.cat_file(f"{new_bucket}/object") == b"data"
+
+
+def test_no_uploads(server: LocalS3, fs: CSXFileSystem, bucket: str, proxy: FaultProxy) -> None:
+    """Some stores answer with an error if a bucket has no uploads."""
+    fs.pipe_file(f"{bucket}/object", b"data")
+    proxy.faults = [Fault("GET", query="uploads", answer=error_answer(404, "NoSuchUpload"))]
+    assert unfinished_uploads(through(proxy, server), bucket) == []
+    assert proxy.faults[0].done == 1
+
+
+@pytest.mark.parametrize("said", ["<Message>Locked</Message>", "<Code>Locked</Code>", ""])
+def test_deletion_refused_without_a_message(server: LocalS3, bucket: str, proxy: FaultProxy, said: str) -> None:
+    """The error of a deletion says what the server does."""
+    body = f"<DeleteResult><Error><Key>a</Key>{said}</Error></DeleteResult>".encode()
+    proxy.faults = [Fault("POST", query="delete", answer=(200, {}, body))]
+    with pytest.raises(DeleteError, match="Locked" if said else "no reason"):
+        through(proxy, server).bulk_delete([f"{bucket}/a", f"{bucket}/b"])
