@@ -100,9 +100,12 @@ def test_no_uploads(server: LocalS3, fs: CSXFileSystem, bucket: str, proxy: Faul
 
 
 @pytest.mark.parametrize("said", ["<Message>Locked</Message>", "<Code>Locked</Code>", ""])
-def test_deletion_refused_without_a_message(server: LocalS3, bucket: str, proxy: FaultProxy, said: str) -> None:
+def test_deletion_refused_without_a_message(
+    server: LocalS3, fs: CSXFileSystem, bucket: str, proxy: FaultProxy, said: str
+) -> None:
     """The error of a deletion says what the server does."""
+    fs.pipe({f"{bucket}/{name}": b"1" for name in "ab"})
     body = f"<DeleteResult><Error><Key>a</Key>{said}</Error></DeleteResult>".encode()
     proxy.faults = [Fault("POST", query="delete", answer=(200, {}, body))]
     with pytest.raises(DeleteError, match="Locked" if said else "no reason"):
-        through(proxy, server).bulk_delete([f"{bucket}/a", f"{bucket}/b"])
+        through(proxy, server).rm([f"{bucket}/a", f"{bucket}/b"])
