@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import functools
+import inspect
 import json
 import resource
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -33,18 +34,26 @@ class Profile:
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def watch(self, owner: Any, function: str, name: str) -> None:
-        """Measure a function from now on."""
+        """Measure a function from now on, or the steps of a generator."""
         original: Callable[..., Any] = getattr(owner, function)
 
-        @functools.wraps(original)
-        def measured(*args: Any, **kwargs: Any) -> Any:
+        @contextmanager
+        def measuring() -> Iterator[None]:
             began = time.thread_time()
             try:
-                return original(*args, **kwargs)
+                yield
             finally:
                 self.seconds[name] += time.thread_time() - began
 
-        setattr(owner, function, measured)
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            with measuring():
+                return original(*args, **kwargs)
+
+        def steps(*args: Any, **kwargs: Any) -> Any:
+            with measuring():
+                return (yield from original(*args, **kwargs))
+
+        setattr(owner, function, steps if inspect.isgeneratorfunction(original) else measured)
 
 
 def measured(target: Target) -> dict[str, float]:
@@ -52,17 +61,14 @@ def measured(target: Target) -> dict[str, float]:
     import fsspec.asyn
     from files import Ours
 
-    from fsspec_csx.s3.transport import byte_range, exchange, link, tls
+    from fsspec_csx.s3.transport import byte_range, link, tls
 
     client, profile = Ours(target), Profile()
     client.load(WARM_UP.key("torch"), WARM_UP)
-    profile.watch(exchange, "recv_into", "bodies")
     profile.watch(link.Link, "_fill", "bodies")
-    profile.watch(link.Link, "_fill", "bodies of links")
     profile.watch(link, "populate", "pages")
     profile.watch(byte_range.RangeRequest, "advance", "checksums")
-    profile.watch(exchange.Exchange, "_send", "requests")
-    profile.watch(link.Link, "get", "requests")
+    profile.watch(link.Link, "getting", "requests")
     profile.watch(tls.TLSConnection, "connect", "connections")
     before = resource.getrusage(resource.RUSAGE_SELF), time.thread_time(), _loop_time(fsspec.asyn.get_loop())
     client.load(CASE.key("torch"), CASE)
@@ -75,7 +81,7 @@ def measured(target: Target) -> dict[str, float]:
         "records of TLS": seconds["bodies"] - seconds["checksums"] - seconds["pages"],
         "CRC-32": seconds["checksums"],
         "connections": seconds["connections"],
-        "requests and heads of responses": seconds["requests"] - seconds["bodies of links"] - seconds["connections"],
+        "requests and heads of responses": seconds["requests"] - seconds["bodies"] - seconds["connections"],
         "event loop: signing, scheduling": after[2] - before[2],
         "the caller's thread: pickle, tensors": after[1] - before[1],
     }

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import select
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from fsspec_csx.s3.transport.response_body import body_reader
 from fsspec_csx.s3.transport.response_head import MOST_BYTES, ResponseHead, response_head
 from fsspec_csx.s3.transport.signature import SignedRequest
 from fsspec_csx.s3.transport.socket_loop import Ready, Steps
-from fsspec_csx.s3.transport.sockets import shut_down
+from fsspec_csx.s3.transport.sockets import Interrupt
 from fsspec_csx.s3.transport.tls import has_decrypted
 
 # Bytes between two checks whether the request was given up; also the pieces in which the checksum is computed.
@@ -41,24 +40,6 @@ _END = b"\r\n\r\n"
 # The longest that a response without object data may take after its first byte, in seconds, however steadily it comes.
 _LONGEST = 60.0
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-
-class Interrupt:
-    """Shuts down the connection of one request, but not once another request uses it."""
-
-    def __init__(self, socket: Any) -> None:
-        self._socket = socket
-        self._lock = threading.Lock()
-
-    def __call__(self) -> bool:
-        """Shut down the connection if the request still runs; return whether it did."""
-        with self._lock:
-            return shut_down(self._socket)
-
-    def release(self) -> None:
-        """Note that the request has ended: the connection may serve another one."""
-        with self._lock:
-            self._socket = None
 
 
 class Link:
@@ -141,11 +122,8 @@ class Link:
                         sent = time.monotonic()  # before it is sent, as the server may answer meanwhile
                         yield from self._send(memory)
                         self._slots.moved(len(memory))
-            except (
-                BrokenPipeError,
-                ConnectionResetError,
-            ):  # the server may have answered before it received the whole body
-                cut = True
+            except (BrokenPipeError, ConnectionResetError):
+                cut = True  # the server may have answered before it received the whole body
             head = yield from self._head(sent)
             if cut and head.status_code < 300:
                 msg = "The connection ended before the whole body was sent."

@@ -1,21 +1,36 @@
-"""Sockets of requests: their options, and how to end what waits on them."""
+"""Sockets of requests: their options, and how to interrupt what waits on them."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import struct
+import threading
 from typing import Any
 
 
-def shut_down(link: Any) -> bool:
-    """Shut down a socket, so that system calls that wait on it return; return whether there was one."""
-    if link is None:
-        return False
-    inner = getattr(link, "socket", link)  # that to a proxy, if the connection has TLS within TLS
-    with contextlib.suppress(OSError):  # the connection has ended already
-        socket.socket.shutdown(inner, socket.SHUT_RDWR)  # not that of TLS, which would wait for the peer
-    return True
+class Interrupt:
+    """Shuts down the connection of one request, but not once another request uses it."""
+
+    def __init__(self, link: Any) -> None:
+        # The socket to the proxy, if the connection has TLS within TLS.
+        self._socket: socket.socket | None = getattr(link, "socket", link)
+        self._lock = threading.Lock()
+
+    def __call__(self) -> bool:
+        """Make system calls that wait on the connection return, if the request still runs; return whether it does."""
+        with self._lock:
+            if self._socket is None:
+                return False
+            with contextlib.suppress(OSError):  # the connection has ended already
+                # Not the method of TLS, which would wait for the peer.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+            return True
+
+    def release(self) -> None:
+        """Note that the request has ended: the connection may serve another one."""
+        with self._lock:
+            self._socket = None
 
 
 def socket_options(seconds: float | None) -> list[tuple[int, int, Any]]:
