@@ -31,7 +31,7 @@ def talking(say: Callable[[bytes], Iterable[bytes]]) -> Iterator[Talker]:
     """Yield such a server; each connection is for one request."""
     listener = socket.create_server(("127.0.0.1", 0))
     talker = Talker(f"http://127.0.0.1:{listener.getsockname()[1]}", say)
-    ended = threading.Event()
+    ended, clients = threading.Event(), [listener]
 
     def serve(client: socket.socket) -> None:
         with client, suppress(OSError):
@@ -55,6 +55,7 @@ def talking(say: Callable[[bytes], Iterable[bytes]]) -> Iterator[Talker]:
             while True:
                 client, _ = listener.accept()
                 client.settimeout(30)
+                clients.append(client)
                 threads.append(threading.Thread(target=serve, args=(client,)))
                 threads[-1].start()
 
@@ -64,8 +65,9 @@ def talking(say: Callable[[bytes], Iterable[bytes]]) -> Iterator[Talker]:
         yield talker
     finally:
         ended.set()
-        with suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)
+        for each in clients:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
         listener.close()
         for thread in list(threads):
             thread.join(10)
