@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -25,13 +26,15 @@ from fsspec_csx.s3.client.no_redirects import BoundedHTTPSession, NoRedirectSess
 from fsspec_csx.s3.file import CSXFile, discard_all
 from fsspec_csx.s3.interrupt import make_interruptible
 from fsspec_csx.s3.transport.call_scope import scope, to_thread
-from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS, fair_share
+from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
 from fsspec_csx.s3.transport.failures import NotStartedError
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.range_planning import size_for
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_context import RequestOutcome, current, using
 
+# The most requests of all processes of a node together; each process may have ten in any case.
+_MAX_REQUESTS_OF_NODE = 256
 # How often a request is repeated with renewed credentials.
 _RENEWALS = 4
 # Codes that may concern the source of a copy rather than its target.
@@ -274,6 +277,17 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     @property
     def _endpoint(self) -> str:
         return str(self._s3.meta.endpoint_url if self._s3 else self.endpoint_url or "S3")
+
+
+def fair_share(most: int) -> int:
+    """Return the most requests of this process, if it shares the node with others that do the same work.
+
+    Those are the ranks of torchrun (``LOCAL_WORLD_SIZE``) and the workers of a DataLoader.
+    """
+    ranks, data = os.environ.get("LOCAL_WORLD_SIZE", ""), sys.modules.get("torch.utils.data")
+    worker = data.get_worker_info() if data is not None else None
+    processes = (int(ranks) if ranks.isdecimal() else 1) * (worker.num_workers if worker else 1)
+    return most if processes <= 1 else max(min(most, MIN_REQUESTS), min(most, _MAX_REQUESTS_OF_NODE // processes))
 
 
 def raise_explained(explained: Exception, error: Exception) -> NoReturn:

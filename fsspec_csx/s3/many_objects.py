@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import mimetypes
 import os
@@ -140,8 +141,10 @@ async def put_files(
     """
 
     def source(number: int, limit: int) -> _Source:
-        path = pairs[number][0]
-        small = os.path.isfile(path) and os.path.getsize(path) <= limit
+        path, small = pairs[number][0], False
+        with contextlib.suppress(OSError, ValueError):  # uploading the file raises the error
+            status = os.stat(path)
+            small = stat.S_ISREG(status.st_mode) and status.st_size <= limit
         return small, mimetypes.guess_type(path)[0], lambda: file_body(path, limit)
 
     async def put(request: ObjectPut) -> None:

@@ -113,14 +113,19 @@ async def _of_bucket(
     most: int | None,
 ) -> None:
     await fs.set_session()
-    await SignedRequests(
-        fs.transfer,
-        LearnedTemplate(),
-        requests,
-        alone,
-        finished,
-        settled=lambda: requests[0].is_settled(fs),
-        most=most,
-        signer=lambda: fs.transfer.signer,
-        shared=True,
-    ).run()
+    slots = fs.transfer.slots
+    slots.expect_small(1)
+    try:
+        await SignedRequests(
+            fs.transfer,
+            LearnedTemplate(),
+            requests,
+            alone,
+            finished,
+            settled=lambda: requests[0].is_settled(fs),
+            most=most,
+            signer=lambda: fs.transfer.signer,
+            shared=True,
+        ).run()
+    finally:
+        slots.expect_small(-1)

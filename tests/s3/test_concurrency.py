@@ -112,6 +112,36 @@ def test_store_that_is_near_after_all() -> None:
     assert limit.limit == MIN_REQUESTS
 
 
+def test_many_small_requests() -> None:
+    """Calls with many small requests get twice as many at a time of a far store, unless that is known to be busy."""
+    limit = ConcurrencyLimit(most=128)
+    limit.expect_small(1)
+    assert limit.limit == MIN_REQUESTS  # no answer has come yet
+    for _ in range(2):
+        limit.answered(0.03)
+    assert limit.limit == 128
+    limit.expect_small(1)
+    limit.expect_small(-1)
+    assert limit.limit == 128
+    limit.expect_small(-1)
+    assert limit.limit == 64
+    limit.expect_small(1)
+    assert limit.limit == 128
+    limit.throttled(1.0)
+    limit.expect_small(-1)
+    limit.expect_small(1)
+    assert limit.limit == 64  # that the store was busy counts for more
+    # The first answer takes longer, as it includes the connection; the second shows that the store is near.
+    near = ConcurrencyLimit(most=128)
+    near.answered(0.03)
+    near.expect_small(1)
+    assert near.limit == 128
+    near.answered(0.001)
+    assert near.limit == MIN_REQUESTS
+    near.expect_small(-1)
+    assert near.limit == MIN_REQUESTS
+
+
 def test_refusals_show_no_distance() -> None:
     """An answer that the store is busy is fast, but does not make the store a near one."""
     slots = RequestSlots()

@@ -15,9 +15,10 @@ from answers import s3_error
 from forked import python
 from listener import Answer, Heard, Listener, listening
 
+from fsspec_csx.s3.connection import fair_share
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.part_copies import COPIED_PART
-from fsspec_csx.s3.transport.concurrency import MAX_REQUESTS, MIN_REQUESTS, ConcurrencyLimit, RequestSlots, fair_share
+from fsspec_csx.s3.transport.concurrency import MAX_REQUESTS, MIN_REQUESTS, ConcurrencyLimit, RequestSlots
 from fsspec_csx.s3.transport.range_planning import size_for
 from fsspec_csx.testing import LocalS3
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import sys
 import threading
 import time
 from collections import deque
@@ -26,9 +25,6 @@ MIN_REQUESTS = 10
 
 MAX_REQUESTS = 128
 """The default of ``max_concurrency``."""
-
-MAX_REQUESTS_OF_NODE = 256
-"""The most requests of all processes of a node together; each process may have ten in any case."""
 
 _FAR, _FAR_OF_A_PROCESSOR = 64, 32  # the first number for a far store, and its most for each processor
 _FAR_SECONDS = 0.01  # a store is far if the fastest of its first answers takes this long
@@ -71,6 +67,8 @@ class ConcurrencyLimit:
     _throttled_at: float = float("-inf")
     _raised: bool = True  # whether the last change raised the limit
     _goal: int = 0  # the limit to return to after a halving
+    _small: int = 0  # how many calls make many small requests
+    _assumed: int = 0  # the limit that no trial has found
 
     @property
     def round_seconds(self) -> float:
@@ -81,15 +79,26 @@ class ConcurrencyLimit:
         """Record how long a response took to arrive."""
         self._answers += 1
         self._fastest = min(self._fastest, seconds)
-        if self.far and self._fastest < _NEAR_SECONDS:
+        if self._answers == _ANSWERS and self._fastest >= _FAR_SECONDS:
+            self.far = True
+            if self.limit == MIN_REQUESTS:
+                self._assume_far()
+        elif self._answers == _ANSWERS or (self.far and self._fastest < _NEAR_SECONDS):
             self.far = False
-            if self._far_limit == (self._base[0] if self._base else self.limit):  # no trial has shown that it is faster
+            if self._assumed == (self._base[0] if self._base else self.limit):  # no trial has shown that it is faster
                 self._base = None
                 self._change(MIN_REQUESTS)
-        elif not self.far and self._answers == _ANSWERS and self._fastest >= _FAR_SECONDS:
-            self.far = True
-            if self._base is None and self.limit == MIN_REQUESTS:
-                self._change(self._far_limit)
+
+    def expect_small(self, calls: int) -> None:
+        """Note how many more, or less, calls make many small requests; a far store gets twice as many of them."""
+        self._small += calls
+        if self.seems_far and self.limit in (MIN_REQUESTS, self._assumed) and self.limit >= self._goal:
+            self._assume_far()
+
+    def _assume_far(self) -> None:
+        if self._base is None and self.limit != self._far_limit:
+            self._assumed = self._far_limit
+            self._change(self._assumed)
 
     @property
     def seems_far(self) -> bool:
@@ -103,7 +112,8 @@ class ConcurrencyLimit:
 
     @property
     def _far_limit(self) -> int:
-        return max(MIN_REQUESTS, min(_FAR, _FAR_OF_A_PROCESSOR * self.processors, self.most))
+        number = min(_FAR, _FAR_OF_A_PROCESSOR * self.processors)
+        return max(MIN_REQUESTS, min(2 * number if self._small else number, self.most))
 
     def measured(self, now: float, rate: float, cpu: float) -> None:
         """Record the throughput of a round during which the limit was nearly used up.
@@ -198,6 +208,13 @@ class RequestSlots:
         finally:
             with self._lock:
                 self._limit = before
+
+    def expect_small(self, calls: int) -> None:
+        """Note how many more, or less, calls make many small requests; a far store gets twice as many of them."""
+        with self._lock:
+            self._limit.expect_small(calls)
+            turns = self._turns()
+        self._begin(turns)
 
     @property
     def limit(self) -> int:
@@ -310,17 +327,6 @@ class RequestSlots:
 
 def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def fair_share(most: int) -> int:
-    """Return the most requests of this process, if it shares the node with others that do the same work.
-
-    Those are the ranks of torchrun (``LOCAL_WORLD_SIZE``) and the workers of a DataLoader.
-    """
-    ranks, data = os.environ.get("LOCAL_WORLD_SIZE", ""), sys.modules.get("torch.utils.data")
-    worker = data.get_worker_info() if data is not None else None
-    processes = (int(ranks) if ranks.isdecimal() else 1) * (worker.num_workers if worker else 1)
-    return most if processes <= 1 else max(min(most, MIN_REQUESTS), min(most, MAX_REQUESTS_OF_NODE // processes))
 
 
 _of_endpoints: dict[str, RequestSlots] = {}

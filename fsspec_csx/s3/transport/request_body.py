@@ -215,11 +215,14 @@ def file_body(path: str, most: int) -> RequestBody | None:
 
     Returns None if the file has more than ``most`` bytes, changes, or has no known size, as files of the kernel.
     """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    descriptor = os.open(path, os.O_RDONLY)  # half as many system calls as with a file object
+    try:
+        size = os.fstat(descriptor).st_size
         if size > most:
             return None
         if size > _READ:
-            return FileSliceBody(LocalFile(file.fileno(), path), 0, size)
-        data = file.read(size + 1)
+            return FileSliceBody(LocalFile(descriptor, path), 0, size)
+        data = os.read(descriptor, size + 1)
+    finally:
+        os.close(descriptor)
     return MemoryBody([memoryview(data)]) if len(data) == size else None

@@ -6,6 +6,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html
 from __future__ import annotations
 
 import hmac
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -67,14 +68,18 @@ class _Frame(NamedTuple):
     Attributes:
         canonical: the canonical request; placeholders stand for the path, the query and the headers that differ.
         order: the names of the headers that differ, in the order of their placeholders.
+        signed: the beginning of the text that is signed.
+        key: the HMAC that signs it, without the text.
         authorization: the header up to the signature.
         headers: those that are equal.
     """
 
     credentials: Any
-    moment: str
+    second: int
     canonical: str
     order: Sequence[str]
+    signed: str
+    key: hmac.HMAC
     authorization: str
     headers: Mapping[str, Any]
 
@@ -95,7 +100,6 @@ class Signature:
         self._origin = f"{parts.scheme}://{parts.netloc}"
         self._host = host_of(parts)
         self._credentials: Any = None
-        self._key: tuple[Any, str, bytes] = (None, "", b"")
         self._frames: dict[tuple[str, ...], _Frame] = {}
 
     def use(self, credentials: Any) -> None:
@@ -108,29 +112,28 @@ class Signature:
         Args:
             headers: those that differ in each request.
         """
-        credentials, moment = self._credentials, auth.get_current_datetime().strftime(auth.SIGV4_TIMESTAMP)
+        credentials, second = self._credentials, int(time.time())
         names = (method, *headers)
         frame = self._frames.get(names)
-        if frame is None or frame.moment != moment or frame.credentials is not credentials:
-            frame = self._frames[names] = self._frame(credentials, moment, *names)
+        if frame is None or frame.second != second or frame.credentials is not credentials:
+            frame = self._frames[names] = self._frame(credentials, second, *names)
         target = url.removeprefix(self._origin)
         path, _, query = target.partition("?")
         if query:
             query = "&".join(f"{name}={value}" for name, _, value in sorted(_pairs(query)))
         values = [" ".join(headers[name].split()) for name in frame.order]
         canonical = frame.canonical % (path, query, *values)
-        text = f"{_ALGORITHM}\n{moment}\n{self._scope(moment)}\n{sha256(canonical.encode()).hexdigest()}"
-        signature = hmac.digest(self._key_of(credentials, moment[:8]), text.encode(), "sha256").hex()
-        sent = {**frame.headers, **headers, "Authorization": f"{frame.authorization}{signature}"}
+        text = f"{frame.signed}{sha256(canonical.encode()).hexdigest()}"
+        signature = frame.key.copy()  # takes less time than another one made from the key
+        signature.update(text.encode())
+        sent = {**frame.headers, **headers, "Authorization": f"{frame.authorization}{signature.hexdigest()}"}
         for name, value in headers.items():
             if not value.isascii():
                 sent[name] = value.encode()
         return SignedRequest(method, url, target, self._host, sent)
 
-    def _scope(self, moment: str) -> str:
-        return f"{moment[:8]}/{self._region}/{self._service}/aws4_request"
-
-    def _frame(self, credentials: Any, moment: str, method: str, *names: str) -> _Frame:
+    def _frame(self, credentials: Any, second: int, method: str, *names: str) -> _Frame:
+        moment = auth.get_current_datetime().strftime(auth.SIGV4_TIMESTAMP)
         own = {**self._headers, "X-Amz-Date": moment}
         if credentials.token:
             own["X-Amz-Security-Token"] = credentials.token
@@ -143,19 +146,15 @@ class Signature:
         lines_signed = (lines[name] for name in signed)
         canonical = "\n".join((method, "%s", "%s", *lines_signed, "", listed.replace("%", "%%"), self._hashed))
         order = [differing[name] for name in signed if name in differing]
-        by = f"Credential={credentials.access_key}/{self._scope(moment)}, SignedHeaders={listed}, Signature="
+        key, scope = f"AWS4{credentials.secret_key}".encode(), (moment[:8], self._region, self._service, "aws4_request")
+        for each in scope:
+            key = hmac.digest(key, each.encode(), "sha256")
+        begin = f"{_ALGORITHM}\n{moment}\n{'/'.join(scope)}\n"
+        by = f"{_ALGORITHM} Credential={credentials.access_key}/{'/'.join(scope)}, SignedHeaders={listed}, Signature="
         # Non-ASCII values were signed as UTF-8, but http.client would send text in Latin-1.
         headers = {name: value if value.isascii() else value.encode() for name, value in own.items()}
-        return _Frame(credentials, moment, canonical, order, f"{_ALGORITHM} {by}", headers)
-
-    def _key_of(self, credentials: Any, day: str) -> bytes:
-        found, of, key = self._key
-        if found is not credentials or of != day:
-            key = f"AWS4{credentials.secret_key}".encode()
-            for each in (day, self._region, self._service, "aws4_request"):
-                key = hmac.digest(key, each.encode(), "sha256")
-            self._key = credentials, day, key
-        return key
+        signing = hmac.new(key, digestmod="sha256")
+        return _Frame(credentials, second, canonical, order, begin, signing, by, headers)
 
 
 def _pairs(query: str) -> list[tuple[str, str, str]]:
