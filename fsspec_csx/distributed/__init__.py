@@ -14,7 +14,6 @@ until the new manifest replaces the old one; then the old shards are removed. to
 
 from fsspec_csx.distributed.api import leftovers, load, save, whole
 from fsspec_csx.distributed.async_save import async_save
-from fsspec_csx.distributed.consolidate import from_one_file, to_one_file
 from fsspec_csx.distributed.storage_reader import StorageReader
 from fsspec_csx.distributed.storage_writer import StorageWriter
 
@@ -22,10 +21,8 @@ __all__ = [
     "StorageReader",
     "StorageWriter",
     "async_save",
-    "from_one_file",
     "leftovers",
     "load",
     "save",
-    "to_one_file",
     "whole",
 ]

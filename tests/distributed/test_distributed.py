@@ -41,6 +41,7 @@ from fsspec_csx.formats.dcp.boxes import Box
 from fsspec_csx.formats.dcp.folder import ShardedFolder
 from fsspec_csx.formats.dcp.full_state_dict import ShardedStateDict
 from fsspec_csx.formats.dcp.reader import TensorRead, read_tensors
+from fsspec_csx.manage.convert import convert
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.tensors import fill, tiling
 from fsspec_csx.tensors.lazy_object import Record
@@ -427,14 +428,14 @@ def test_shard_that_is_not_whole(tmp_path: Path) -> None:
         fsspec_csx.load(tmp_path)
 
 
-def test_to_one_file_and_back(root: str) -> None:
+def test_converted_to_one_file_and_back(root: str) -> None:
     """A sharded checkpoint becomes a file that torch.load reads, and that file a sharded checkpoint, of the same."""
     given = state()
     distributed.save(given, f"{root}/a")
-    distributed.to_one_file(f"{root}/a", f"{root}/a.pt")
+    convert(f"{root}/a", f"{root}/a.pt")
     with fsspec.open(f"{root}/a.pt", "rb") as file:
         assert difference(torch.load(file, weights_only=True), given) is None
-    distributed.from_one_file(f"{root}/a.pt", f"{root}/b")
+    convert(f"{root}/a.pt", f"{root}/b", format="distributed")
     assert difference(distributed.whole(f"{root}/b"), given) is None
     found = emptied(given)
     dcp.load(found, storage_reader=FsspecReader(f"{root}/b"))
@@ -445,7 +446,7 @@ def test_one_file_with_tied_tensors(tmp_path: Path) -> None:
     """Tensors that share memory in a file, also parts of it, become sharded with their numbers."""
     memory = torch.randn(100, 1000)
     torch.save({"a": memory, "b": memory, "c": memory[10:20], "n": 3}, tmp_path / "x.pt")
-    distributed.from_one_file(tmp_path / "x.pt", tmp_path / "a")
+    convert(tmp_path / "x.pt", tmp_path / "a", format="distributed")
     found = distributed.whole(tmp_path / "a")
     assert torch.equal(found["a"], memory)
     assert torch.equal(found["b"], memory)
@@ -460,11 +461,11 @@ def test_damaged_file_is_not_sharded(tmp_path: Path) -> None:
     data[200_000] ^= 1
     (tmp_path / "x.pt").write_bytes(data)
     with pytest.raises(InvalidCheckpointError, match="'x'"):
-        distributed.from_one_file(tmp_path / "x.pt", tmp_path / "a")
+        convert(tmp_path / "x.pt", tmp_path / "a", format="distributed")
     assert not (tmp_path / "a" / ".metadata").exists()
     torch.save([1, 2], tmp_path / "x.pt")
     with pytest.raises(InvalidCheckpointError, match="holds a list"):
-        distributed.from_one_file(tmp_path / "x.pt", tmp_path / "a")
+        convert(tmp_path / "x.pt", tmp_path / "a", format="distributed")
 
 
 # -- damaged and hostile -----------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ class DistributedFormat(Format[ShardedSource]):
     def convert(self, source: Source, options: ConvertOptions, target: Target, progress: Callback) -> Converted:
         self.refuse_cast(options)
         # A dynamic import: formats must not import distributed (see fsspec_csx/README.md).
-        write = import_module("fsspec_csx.distributed.consolidate").write_sharded
+        write = import_module("fsspec_csx.distributed.conversion").write_sharded
         written: Converted = write(source, options, target, progress)
         return written
 

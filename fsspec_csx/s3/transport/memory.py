@@ -11,8 +11,6 @@ _POPULATE_WRITE = 23
 _LEAST = 64 * 1024
 _WORDS = 16  # at least the size of a Py_buffer
 _READ, _WRITE = 0, 1  # PyBUF_SIMPLE and PyBUF_WRITABLE
-# A forked process must not share the memory.
-_PRIVATE = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
 
 _madvise = None
 if sys.platform == "linux":
@@ -22,7 +20,8 @@ if sys.platform == "linux":
 
 def new_buffer(size: int) -> memoryview:
     """Return a buffer whose pages are allocated as it is filled."""
-    return memoryview(mmap.mmap(-1, size, **_PRIVATE))
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # a forked process must not share the memory
+    return memoryview(mmap.mmap(-1, size, flags=private))
 
 
 def populate(memory: memoryview) -> None:

@@ -1,10 +1,7 @@
-"""``to_one_file`` and ``from_one_file``: convert a sharded checkpoint to one file and back, in bounded memory."""
+"""Converts a checkpoint of any format to a sharded one, one tensor at a time."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,21 +11,16 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import WriteItem
 
 from fsspec_csx.distributed.api import write_alone
-from fsspec_csx.distributed.paths import Path, folder_at
 from fsspec_csx.distributed.planner import Planner
 from fsspec_csx.distributed.storage_writer import StorageWriter
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats import opening, reader, registry
+from fsspec_csx.formats import reader, registry
 from fsspec_csx.formats.base import Converted, ConvertOptions
 from fsspec_csx.formats.dcp.folder import ShardedFolder
-from fsspec_csx.formats.dcp.source import ShardedSource
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 from fsspec_csx.formats.writer import Target
-from fsspec_csx.storage.files import resolve_path
-from fsspec_csx.storage.paths import checkpoint_path, redacted
-from fsspec_csx.storage.progress import report_progress
 from fsspec_csx.tensors import fill, names, torch_compat
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.memory import reserved
@@ -36,61 +28,8 @@ from fsspec_csx.tensors.names import Choice
 from fsspec_csx.tensors.source import Source
 
 
-def to_one_file(
-    path: Path,
-    file: Path,
-    *,
-    storage_options: Mapping[str, Any] | None = None,
-    file_options: Mapping[str, Any] | None = None,
-    callback: Callback | None = None,
-) -> None:
-    """Write a sharded checkpoint to one file that ``torch.load`` reads.
-
-    It needs about 50 MiB of memory, and the memory of requests in flight.
-
-    Args:
-        path: the folder.
-        file: the file, replaced only by a complete one.
-        storage_options: arguments for the folder's filesystem.
-        file_options: arguments for the file's filesystem.
-        callback: see ``fsspec_csx.save``.
-
-    Raises:
-        CheckpointPathError: a ValueError, if a path cannot name a checkpoint.
-        CheckpointError: a ValueError, if the checkpoint is invalid.
-        OSError: any error of a filesystem, unchanged.
-    """
-    text = checkpoint_path(file)
-    fs, inner = resolve_path(file, text, file_options)
-    folder = folder_at(path, storage_options)
-    with report_progress(callback, text) as progress, contextlib.closing(ShardedSource(folder)) as source:
-        options, target = ConvertOptions(folder.name), Target(fs, inner, redacted(text))
-        registry.get_format("torch").convert(source, options, target, progress)
-
-
-def from_one_file(
-    file: Path,
-    path: Path,
-    *,
-    file_options: Mapping[str, Any] | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-    callback: Callback | None = None,
-) -> None:
-    """Write the state dict in a file of any format as a sharded checkpoint with one shard.
-
-    It needs the memory of the largest tensor and of requests in flight. An existing checkpoint is replaced only by a
-    complete one. For the arguments and errors see ``to_one_file``.
-    """
-    with (
-        report_progress(callback, os.fspath(path)) as progress,
-        opening.checkpoint(file, file_options) as (source, name),
-    ):
-        folder = folder_at(path, storage_options)
-        write_sharded(source, ConvertOptions(name), Target(folder.fs, folder.path, folder.name), progress)
-
-
 def write_sharded(source: Source, options: ConvertOptions, target: Target, progress: Callback) -> Converted:
-    """Write an open checkpoint of any format as a sharded one; see ``from_one_file`` and ``Format.convert``.
+    """Write an open checkpoint of any format as a sharded one with one shard; see ``Format.convert``.
 
     Raises:
         CheckpointError: if the source is invalid, or not a mapping.
