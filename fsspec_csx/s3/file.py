@@ -242,7 +242,8 @@ class CSXFile(ReadFile):
             self._check_written()
             raise _fork_error(self.path)
         with self._turn:
-            self._check_written()
+            if self.closed or self.forced:
+                self._check_written()
             try:
                 if summed:
                     written = self._writer.write_summed(view)

@@ -43,6 +43,7 @@ class ReadFile(S3File):  # type: ignore[misc]
     """
 
     loc: int
+    closed = True  # fsspec's property is slow, and each small read and write looks at it
     cache: Any = None
     _details: Any = None
     _recent_bytes: Callable[[int, int], bytes | None] = staticmethod(lambda start, length: None)
