@@ -258,7 +258,8 @@ def test_endpoint_behind_a_dead_proxy(server: LocalS3, closed_port: int) -> None
         assert "password-of-proxy" not in str(seen)
     for odd in ("http://user:pass/word-of-proxy@", "http:/user:word-of-proxy@", "user:pass://word-of-proxy@"):
         seen = found(**server.storage_options(), config_kwargs={"proxies": {"http": f"{odd}127.0.0.1:{closed_port}"}})
-        assert failures(seen) == ["reachable"]
+        assert failures(seen) == ["credentials", "reachable"]
+        assert "Write %2F for /" in str(seen["credentials"])
         assert "word-of-proxy" not in str(seen)
 
 

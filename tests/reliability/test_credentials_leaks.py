@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 import fsspec
@@ -343,3 +344,27 @@ def test_records_of_uploads(fs: CSXFileSystem, bucket: str, tmp_path: Path, monk
         assert record.parent.stat().st_mode & 0o777 == 0o700
         for secret in (fs.secret, fs.key, *signatures(proxy)):
             assert secret not in record.read_text()
+
+
+@pytest.mark.parametrize("where", ["environment", "config", "metadata"])
+def test_proxy_with_an_invalid_password(
+    server: LocalS3, monkeypatch: pytest.MonkeyPatch, closed_port: int, seen: Seen, where: str
+) -> None:
+    """A password that is not escaped is an error that names the remedy; nothing shows a part of it."""
+    for name in ("NO_PROXY", "no_proxy", "http_proxy", "AWS_EC2_METADATA_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
+    options: dict[str, Any] = {"endpoint_url": server.endpoint_url} if where == "metadata" else server.storage_options()
+    for start in ("http://user:", "user:", "//user:", "http:/user:", "user:pass://"):
+        for mark in "/?#":
+            url = f"{start}wordone{mark}wordtwo@127.0.0.1:{closed_port}"
+            if where == "config":
+                options["config_kwargs"] = {"proxies": {"http": url}}
+            else:
+                monkeypatch.setenv("HTTP_PROXY", url)
+            fs = CSXFileSystem(**options, skip_instance_cache=True)
+            with pytest.raises(EndpointError, match="Write %2F for /") as caught:
+                fs.cat_file(f"{BUCKET}/x")
+            seen.note(repr(caught.value), "".join(traceback.format_exception(caught.value)))
+    shown = seen.text.getvalue()
+    assert "wordone" not in shown
+    assert "wordtwo" not in shown

@@ -6,6 +6,7 @@ keys and body, to any host that a response names, so its redirects are turned of
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,15 +15,17 @@ from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from aiohttp import ClientResponseError, RequestInfo
 from botocore import exceptions as boto
+from botocore.utils import get_environ_proxies
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from fsspec_csx.errors import UntrustedCertificateError
+from fsspec_csx.errors import EndpointError, UntrustedCertificateError
 from fsspec_csx.private_names import release
 from fsspec_csx.redaction import without_user
 from fsspec_csx.s3.transport import bounded_body, compat
 from fsspec_csx.s3.transport.failures import InvalidResponseError, RedirectedError
 
+_WITH_USER = re.compile(r"((?:[a-z][a-z0-9+.-]*:)?//)?[^/?#]*@[^/?#@]*([/?#][^@]*)?", re.IGNORECASE)
 _REDIRECTS = (300, 301, 302, 303, 307, 308)
 
 
@@ -37,6 +40,8 @@ class BoundedHTTPSession(AIOHTTPSession):  # type: ignore[misc]
         if verify == "":  # old releases of botocore would then verify nothing
             msg = "The name of the bundle of certificates is empty."
             raise UntrustedCertificateError(msg, "Unset AWS_CA_BUNDLE, or name a file of certificates.")
+        for url in (proxies or {}).values():
+            check_proxy(url)
         super().__init__(verify=verify, proxies=proxies, **options)
         self._plain: AIOHTTPSession | None = None
         if verify and not proxies:
@@ -75,6 +80,13 @@ class BoundedHTTPSession(AIOHTTPSession):  # type: ignore[misc]
     def _setup_proxy_ssl_context(self, proxy_url: Any) -> Any:
         # Old releases of aiobotocore return None, and then verify no certificate through a proxy.
         return super()._setup_proxy_ssl_context(proxy_url) or self._get_ssl_context()
+
+
+def check_proxy(url: str) -> None:
+    """Raise EndpointError if the URL of a proxy has an invalid user or password: parsers' errors show a part of it."""
+    if "@" in url and not _WITH_USER.fullmatch(url):
+        reason = "The user's name or the password in the URL of a proxy has one of the characters / ? #."
+        raise EndpointError(reason, "Write %2F for /, %3F for ?, and %23 for #.")
 
 
 def _checking_names(context: Any) -> Any:
@@ -147,6 +159,8 @@ def _guard_fetcher(fetcher: Any) -> None:
         return _Guard(await connect(proxy_url))
 
     async def send_guarded(request: Any) -> Any:
+        for url in get_environ_proxies(request.url).values():
+            check_proxy(url)
         response = await bounded_body.guarded(send, request)
         if response.status_code in _REDIRECTS:
             raise RedirectedError(_host(response))
