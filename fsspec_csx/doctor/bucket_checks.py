@@ -146,7 +146,6 @@ class BucketChecks:
         return lacking("checksums", "the server accepts CRC64NVME but compares nothing: damage goes unnoticed")
 
     def _damage_is_seen(self) -> bool:
-
         def seen(response: Any = None, **_: Any) -> None:
             if response is not None and response[1].get("Error", {}).get("Code") == _DAMAGED[0]:
                 raise _DamageSeenError

@@ -10,8 +10,7 @@ from typing import Any
 
 from fsspec_csx.errors import ChecksumError, CSXError
 from fsspec_csx.manage.location import Location
-from fsspec_csx.storage.atomic import atomic_write
-from fsspec_csx.storage.local_file import publish, resolve_target
+from fsspec_csx.storage.atomic import atomic_write, publish, resolve_target
 from fsspec_csx.storage.progress import AdvanceCallback
 
 _CHUNK = 16 * 2**20

@@ -16,7 +16,7 @@ from fsspec_csx.manage import delete as manage_delete
 from fsspec_csx.manage import naming, s3
 from fsspec_csx.manage.directory import Directory, File
 from fsspec_csx.s3.upload_journal import all_journals
-from fsspec_csx.storage.local_file import is_temporary
+from fsspec_csx.storage.atomic import is_temporary
 
 DAY = timedelta(days=1)
 

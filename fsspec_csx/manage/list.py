@@ -15,7 +15,7 @@ from fsspec_csx.formats.registry import layouts, manifests
 from fsspec_csx.manage import naming, s3
 from fsspec_csx.manage.directory import Directory, File, map_parallel
 from fsspec_csx.manage.location import pattern_matches
-from fsspec_csx.storage.local_file import is_temporary
+from fsspec_csx.storage.atomic import is_temporary
 from fsspec_csx.storage.paths import redacted
 
 # Trainings do not save such files at each step. Hugging Face writes those of the second set beside its checkpoints.

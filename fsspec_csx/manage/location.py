@@ -15,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec_csx.errors import CheckpointPathError
 from fsspec_csx.manage import naming
 from fsspec_csx.manage.directory import Directory, explain_missing, strip_slashes
+from fsspec_csx.storage.atomic import is_temporary
 from fsspec_csx.storage.files import (
     file_state,
     invalidate_listings,
@@ -23,7 +24,6 @@ from fsspec_csx.storage.files import (
     resolve_path,
     unwrap_filesystem,
 )
-from fsspec_csx.storage.local_file import is_temporary
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 
 if TYPE_CHECKING:

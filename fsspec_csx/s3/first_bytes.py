@@ -10,7 +10,7 @@ from fsspec_csx.s3.consistent_read import BytesBuffer, checksum_function
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.checksum import of_object
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST
-from fsspec_csx.storage.local_file import add_filename, atomic_local_write, write_at
+from fsspec_csx.storage.atomic import add_filename, atomic_local_write, write_at
 
 # Bytes in memory at a time. Smaller objects, which may be many, are written in one piece.
 _STEP = 2**20

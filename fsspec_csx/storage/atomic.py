@@ -5,21 +5,30 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import logging
 import os
+import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from fsspec_csx.storage.files import unwrap_filesystem
-from fsspec_csx.storage.local_file import atomic_local_write, clean_up, temporary_path
+
+logger = logging.getLogger("fsspec_csx")
 
 _BUFFER = 128 * 1024
 # Errors of filesystems that cannot sync a folder, or may not open it.
 _NO_FOLDER_SYNC = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM}
+_NAME_MAX = 255
+_TEMPORARY = re.compile(r".*\.[0-9a-f]{16}\.tmp", re.DOTALL)
+# Errors of a full filesystem or an exceeded quota.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Errors of filesystems without hard links.
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EMLINK, errno.EXDEV}
 
 
 @contextlib.contextmanager
@@ -96,6 +105,116 @@ def _sync_folder(folder: str) -> None:
     except OSError as error:
         if error.errno not in _NO_FOLDER_SYNC:
             raise
+
+
+@contextlib.contextmanager
+def atomic_local_write(path: str, *, exclusive: bool = False) -> Iterator[int]:
+    """Yield the descriptor of a file that replaces ``path`` when the block ends without an exception.
+
+    The folder must exist. With ``exclusive``, raise a FileExistsError instead of replacing a file.
+    """
+    target, mode = resolve_target(path)
+    temporary = temporary_path(target, secrets.token_hex(8))
+    try:
+        descriptor = _create(temporary, target, mode)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+        publish(temporary, target, exclusive=exclusive)
+    except BaseException as error:
+        clean_up(temporary, lambda: os.unlink(temporary))
+        add_filename(error, target)
+        raise
+
+
+def write_at(descriptor: int, memory: memoryview, position: int) -> None:
+    """Write all of a buffer at a position; one system call may write only a part."""
+    while memory:
+        written = os.pwrite(descriptor, memory, position)
+        memory, position = memory[written:], position + written
+
+
+def _create(path: str, target: str, mode: int | None) -> int:
+    """Create a file with the mode and owner of ``target``; if it does not exist (mode None), the umask decides."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
+    try:
+        if mode is not None:
+            former, made = os.stat(target), os.fstat(descriptor)
+            if (made.st_uid, made.st_gid) != (former.st_uid, former.st_gid):
+                with contextlib.suppress(PermissionError):  # only root may give files away
+                    os.fchown(descriptor, former.st_uid, former.st_gid)
+            os.fchmod(descriptor, mode)  # the umask may have cleared some bits
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def add_filename(error: BaseException, path: str) -> None:
+    """Name the folder in the error if a filesystem is full; the system's message does not."""
+    if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+        error.filename = os.path.dirname(path)
+
+
+def resolve_target(path: str) -> tuple[str, int | None]:
+    """Return the file to replace, after links, and its mode; the mode is None if the file does not exist.
+
+    Raises:
+        PermissionError: if the file is write-protected; a rename would replace it nevertheless.
+    """
+    target = os.path.join("" if os.path.isabs(path) else os.getcwd(), path)  # realpath would take much longer
+    try:
+        mode = os.lstat(target).st_mode
+        if stat.S_ISLNK(mode):
+            target = os.path.realpath(target)
+            mode = os.stat(target).st_mode
+    except FileNotFoundError:
+        return target, None
+    if not os.access(target, os.W_OK):
+        number = errno.EROFS if os.statvfs(target).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(number, os.strerror(number), path)
+    return target, stat.S_IMODE(mode)
+
+
+def publish(temporary: str, target: str, *, exclusive: bool) -> None:
+    """Rename a complete file; with ``exclusive``, raise a FileExistsError if the name is taken."""
+    if exclusive:
+        try:
+            os.link(temporary, target)
+        except OSError as error:
+            if error.errno == errno.EEXIST:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
+            if error.errno not in _NO_LINKS or os.path.lexists(target):
+                raise
+        else:
+            os.unlink(temporary)
+            return
+    os.replace(temporary, target)
+
+
+def temporary_path(path: str, token: str) -> str:
+    """Return the temporary path of a file until it is complete."""
+    folder, separator, name = path.rpartition("/")
+    temporary = f".{name}.{token}.tmp"
+    if len(os.fsencode(temporary)) > _NAME_MAX:
+        temporary = f".{token}.tmp"
+    return f"{folder}{separator}{temporary}"
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a file name, without folders, is that of a temporary file, which is incomplete."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def clean_up(path: str, step: Callable[[], object]) -> None:
+    """Run a cleanup after a failure; if it fails too, log that, and keep the first error."""
+    try:
+        step()
+    except FileNotFoundError:
+        pass
+    except Exception as error:
+        logger.warning("Cleaning up the temporary file %s failed: %s", path, error)
 
 
 # -- other filesystems -------------------------------------------------------------------------------------------------

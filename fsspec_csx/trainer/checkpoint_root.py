@@ -14,8 +14,7 @@ from fsspec_csx.manage import delete as manage_delete
 from fsspec_csx.manage import naming
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.location import Location, expand_pattern
-from fsspec_csx.storage.atomic import atomic_write
-from fsspec_csx.storage.local_file import is_temporary
+from fsspec_csx.storage.atomic import atomic_write, is_temporary
 from fsspec_csx.storage.paths import redacted
 
 _TIMESTAMP = "%Y%m%d_%H%M%S"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fsspec_csx.manage import naming
-from fsspec_csx.storage.local_file import is_temporary, temporary_path
+from fsspec_csx.storage.atomic import is_temporary, temporary_path
 
 TOKEN = "0123456789abcdef"
 

@@ -31,7 +31,7 @@ from fsspec_csx.manage import naming
 from fsspec_csx.s3 import server_copy
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.resumable_download import PartialFile
-from fsspec_csx.storage.local_file import is_temporary
+from fsspec_csx.storage.atomic import is_temporary
 from fsspec_csx.testing import LocalS3
 
 PART = 8 * MIB

@@ -35,7 +35,7 @@ from victims import CleanProcess, Victim
 from fsspec_csx import distributed
 from fsspec_csx.manage import naming
 from fsspec_csx.manage.gc import clear, leftovers
-from fsspec_csx.storage.local_file import is_temporary
+from fsspec_csx.storage.atomic import is_temporary
 from fsspec_csx.testing import LocalS3
 
 KILLED, TERMINATED, SERVER_KILLED, SERVER_PAUSED = "kill -9", "SIGTERM", "server killed", "server paused"

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import fsspec_csx
 from fsspec_csx import distributed
 from fsspec_csx.errors import CSXError
-from fsspec_csx.storage.local_file import is_temporary
+from fsspec_csx.storage.atomic import is_temporary
 from fsspec_csx.trainer import Checkpoint, Trainer, TrainingLoop
 
 # -- torch.distributed.checkpoint and Cerebras -------------------------------------------------------------------------

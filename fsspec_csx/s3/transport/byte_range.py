@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from fsspec_csx.errors import EndpointError
-from fsspec_csx.storage.local_file import write_at
+from fsspec_csx.storage.atomic import write_at
 
 Check = Callable[[memoryview, int], int]
 
