@@ -181,7 +181,7 @@ def _fill(
         reader.ranks = ranks
         state = {
             key: each.state_dict() if isinstance(each := state_dict[key], Stateful) else each
-            for key in sorted(state_dict)
+            for key in sorted(state_dict, key=str)  # integers and strings; the order is that of all ranks
         }
         plan = _plan(state, reader, planner, ranks)
         reader.read_data(planner.finish_plan(plan), planner).wait()

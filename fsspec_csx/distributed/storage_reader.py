@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from fsspec.callbacks import Callback
 from torch.distributed.checkpoint import storage
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -146,7 +147,7 @@ class StorageReader(FolderStorage, storage.StorageReader):
         values = [item for item in items if item.type == LoadItemType.BYTE_IO]
         places = [state.item(item.storage_index) for item in values]
         for item, data in zip(values, read_bytes(folder, places), strict=True):
-            planner.load_bytes(item, self._value(item, data))
+            _load_value(planner, item, self._value(item, data))
         tensors = [item for item in items if item.type != LoadItemType.BYTE_IO]
         wanted = [_target(item, state.item(item.storage_index), planner) for item in tensors]
         if ranks is not None:
@@ -187,6 +188,34 @@ def metadata_of(folder: Folder) -> Metadata | None:
                 shard, offset, tensor.nbytes, plain
             )
         return metadata
+
+
+def _load_value(planner: LoadPlanner, item: ReadItem, file: io.BytesIO) -> None:
+    """Have a planner load a value. torch's default planner would write it beside an integer key, under its text."""
+    if isinstance(planner, DefaultLoadPlanner) and type(planner).load_bytes is DefaultLoadPlanner.load_bytes:
+        container: Any = planner.original_state_dict
+        path = planner.mappings.get(item.dest_index.fqn, ())
+        own = _own_path(container, path)
+        if own != [*path]:
+            for key in own[:-1]:
+                container = container[key]
+            container[own[-1]] = torch.load(file, weights_only=False)  # as ``_value`` made it
+            return
+    planner.load_bytes(item, file)
+
+
+def _own_path(state: Any, path: Sequence[str | int]) -> list[str | int]:
+    """Return the path of an entry with the integer keys of its mappings, which torch's path has as text."""
+    found: list[str | int] = []
+    for key in path:
+        if isinstance(state, Mapping):
+            own = int(key) if str(key).removeprefix("-").isdecimal() else key
+            key = own if key not in state and own in state else key
+            state = state.get(key)
+        else:
+            state = state[key] if isinstance(key, int) and isinstance(state, (list, tuple)) else None
+        found.append(key)
+    return found
 
 
 def _target(item: ReadItem, place: Any, planner: LoadPlanner) -> tuple[torch.Tensor, TensorRead]:

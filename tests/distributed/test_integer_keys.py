@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from enum import IntEnum
 from pathlib import Path
@@ -42,6 +43,21 @@ def test_integer_keys(tmp_path: Path) -> None:
     into = {"optimizer": {"state": {1: {"exp_avg": torch.zeros(2)}}}}
     dcp.load(into, checkpoint_id=str(tmp_path / "x"))
     assert same(into["optimizer"]["state"][1]["exp_avg"], optimizer.state_dict()["state"][1]["exp_avg"])
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("planner", [None, dcp.DefaultLoadPlanner(allow_partial_load=True)])
+def test_integer_keys_are_filled(tmp_path: Path, planner: Any) -> None:
+    """A load replaces values under integer keys, at the top too, and adds no keys; torch's planner alone adds texts."""
+    state = {"s": {0: {"step": 7, "m": torch.ones(2)}, -1: 5, "1": 6}, "l": [torch.ones(1), {3: "x"}]}
+    distributed.save({**state, 2: {"x": 3}, 4: torch.ones(2)}, tmp_path / "x")
+    empty: dict[Any, Any] = {"s": {0: {"step": 0, "m": torch.zeros(2)}, -1: 0, "1": 0}, "l": [torch.zeros(1), {3: ""}]}
+    into = copy.deepcopy(empty)
+    dcp.load(into, storage_reader=distributed.StorageReader(tmp_path / "x"), planner=planner)
+    assert same(into, state)
+    into = {**empty, 4: torch.zeros(2), 2: {"x": 0}}
+    distributed.load(into, tmp_path / "x", planner=planner)
+    assert same(into, {**state, 2: {"x": 3}, 4: torch.ones(2)})
 
 
 @pytest.mark.parametrize("keys", [(1, "1"), ("1", 1), (Number.ONE,), (None,)])
