@@ -99,46 +99,37 @@ class Exchange:
 
     def get(self, request: Any, wanted: RangeRequest) -> AioAWSResponse:
         """Request a range and fill it; the returned response has no body if the range was filled."""
-        return self._alone(self.getting, request, wanted)
+        head, data = self._made(request, wanted, lambda link: link.getting(_signed(request), wanted))
+        headers: Any = head.headers
+        if head.status_code < 300:
+            headers = {name: headers.get(name) for name in _NEEDED if name.lower() in headers}
+        return AioAWSResponse(request.url, head.status_code, headers, _Body(data))
 
     def put(self, request: Any, body: RequestBody) -> AioAWSResponse:
         """Make a request with a body."""
-        return self._alone(self.putting, request, body)
+        return answer(request, *self._made(request, body, lambda link: link.putting(_signed(request, body), body)))
 
-    def _alone(
-        self, steps: Callable[[Link, Any, Any], Steps[AioAWSResponse]], request: Any, body: Any
-    ) -> AioAWSResponse:
+    def _made(
+        self,
+        request: Any,
+        body: RequestBody | RangeRequest,
+        steps: Callable[[Link], Steps[tuple[ResponseHead, bytes]]],
+    ) -> tuple[ResponseHead, bytes]:
         link = self.link(request.url)
         try:
-            return run_alone(steps(link, request, body))
+            with botocore_errors(link, request, body):
+                return run_alone(steps(link))
         finally:
             link.give_back()
 
-    def getting(self, link: Link, request: Any, wanted: RangeRequest) -> Steps[AioAWSResponse]:
-        """Make a request for a range on a connection, in steps."""
-        with _botocore_errors(link, request, wanted):
-            head, data = yield from link.getting(_signed(request), wanted)
-        return _answer(request, head, data, whole=head.status_code >= 300)
 
-    def putting(self, link: Link, request: Any, body: RequestBody) -> Steps[AioAWSResponse]:
-        """Make a request with a body on a connection, in steps."""
-        with _botocore_errors(link, request, body):
-            head, data = yield from link.putting(_signed(request, body), body)
-        learned = isinstance(request, SignedRequest)
-        return _answer(request, head, data, whole=not learned or head.status_code >= 300 or bool(data))
-
-
-def _answer(request: Any, head: ResponseHead, data: bytes, *, whole: bool) -> AioAWSResponse:
-    headers: Any = head.headers
-    if not whole:
-        headers = {name: headers.get(name) for name in _NEEDED if name.lower() in headers}
-    return AioAWSResponse(request.url, head.status_code, headers, _Body(data))
+def answer(request: Any, head: ResponseHead, data: bytes) -> AioAWSResponse:
+    """Return a response in the form that botocore reads."""
+    return AioAWSResponse(request.url, head.status_code, head.headers, _Body(data))
 
 
 def _signed(request: Any, body: RequestBody | None = None) -> SignedRequest:
     """Return a request of botocore in the form that a Link sends."""
-    if isinstance(request, SignedRequest):
-        return request
     parts = urlsplit(request.url)
     target = quote(f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}", safe=_RESERVED)
     headers = {name: value for name, value in request.headers.items() if name.lower() not in _FRAMING}
@@ -148,8 +139,8 @@ def _signed(request: Any, body: RequestBody | None = None) -> SignedRequest:
 
 
 @contextlib.contextmanager
-def _botocore_errors(link: Link, request: Any, body: RequestBody | RangeRequest) -> Iterator[None]:
-    """Raise botocore's exceptions for errors of a connection; those of this machine stay as they are."""
+def botocore_errors(link: Link, request: Any, body: RequestBody | RangeRequest) -> Iterator[None]:
+    """Raise botocore's exceptions for errors of a connection in a block; those of this machine stay as they are."""
     try:
         yield
     except (OSError, HTTPError, HTTPException, CertificateError) as error:

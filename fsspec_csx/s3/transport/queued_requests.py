@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.s3.transport.byte_range import RangeRequest
+from fsspec_csx.s3.transport.exchange import answer, botocore_errors
 from fsspec_csx.s3.transport.first_attempt import FirstAttempt
 from fsspec_csx.s3.transport.link import Link
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_template import PartTemplate, PutTemplate, ReadTemplate, Template
+from fsspec_csx.s3.transport.response_head import ResponseHead
 from fsspec_csx.s3.transport.signature import SignedRequest
 from fsspec_csx.s3.transport.socket_loop import Steps
 
@@ -45,16 +47,17 @@ class SignedRead:
         """Prepare the request for botocore."""
         self.body.forget_failures()
 
-    def making(self, transfer: Transfer, template: ReadTemplate, link: Link) -> Steps[Any]:
-        """Make the request, and return the response."""
-        request = template.request(self.key, self.body.header())
-        logger.debug("Sending GetObject for %s, %s", request.url, self.body.header() or "all of it")
+    def making(self, transfer: Transfer, template: ReadTemplate, link: Link) -> Steps[ResponseHead]:
+        """Make the request, and return the head of the response."""
+        span = self.body.header()
+        request = template.request(self.key, span)
+        logger.debug("Sending GetObject for %s, %s", request.url, span or "all of it")
         head, _ = yield from link.getting(request, self.body)
         return head
 
-    def is_valid_response(self, answer: Any) -> bool:
-        """Return whether a response is valid for this request."""
-        if answer.headers.get("ETag"):
+    def is_valid_response(self, head: ResponseHead) -> bool:
+        """Return whether the response was valid for this request."""
+        if head.headers.get("ETag"):
             return self.body.complete
         self.body.restart()  # these bytes are no object's
         return False
@@ -86,28 +89,29 @@ class _SignedUpload(ABC):
     def _request(self, template: Any, body: RequestBody) -> SignedRequest:
         """Return the request, signed from a template."""
 
-    def making(self, transfer: Transfer, template: Template, link: Link) -> Steps[Any]:
-        """Make the request, and return the response."""
+    def making(self, transfer: Transfer, template: Template, link: Link) -> Steps[ResponseHead]:
+        """Make the request, and return the head of the response."""
         body = self.body
         assert body is not None
         request = self._request(template, body)
         logger.debug("Sending %s for %s", template.operation, request.url)
         try:
-            outcome = yield from transfer.exchange.putting(link, request, body)
+            with botocore_errors(link, request, body):
+                head, data = yield from link.putting(request, body)
         except Exception as error:
             self.first = FirstAttempt(transfer, error)
             raise
-        if self._is_counted(outcome):
-            self.first = FirstAttempt(transfer, outcome)
-        return outcome
+        self.answer = _stored(head, data)
+        if self._is_counted(head):
+            self.first = FirstAttempt(transfer, answer(request, head, data))
+        return head
 
     @abstractmethod
-    def _is_counted(self, outcome: Any) -> bool:
+    def _is_counted(self, head: ResponseHead) -> bool:
         """Return whether botocore is to count a response as its own first."""
 
-    def is_valid_response(self, answer: Any) -> bool:
-        """Return whether a response is valid for this request."""
-        self.answer = _stored(answer)
+    def is_valid_response(self, _: ResponseHead) -> bool:
+        """Return whether the response was valid for this request."""
         return self.answer is not None
 
 
@@ -154,8 +158,8 @@ class SignedWrite(_SignedUpload):
     def _request(self, template: PutTemplate, body: RequestBody) -> SignedRequest:
         return template.request(self.key, self._type, body)
 
-    def _is_counted(self, outcome: Any) -> bool:
-        return bool(outcome.status_code >= 500)  # after other errors, botocore may send it without a checksum
+    def _is_counted(self, head: ResponseHead) -> bool:
+        return head.status_code >= 500  # after other errors, botocore may send it without a checksum
 
     def accept(self) -> bool:
         """Drop the body, which may be an open file; in a thread."""
@@ -189,8 +193,8 @@ class SignedPart(_SignedUpload):
     def _request(self, template: PartTemplate, body: RequestBody) -> SignedRequest:
         return template.request(self.number, body)
 
-    def _is_counted(self, outcome: Any) -> bool:
-        return _stored(outcome) is None
+    def _is_counted(self, head: ResponseHead) -> bool:
+        return self.answer is None
 
     def accept(self) -> bool:
         """Report that the server has the part, and drop the body, whose memory may be used again."""
@@ -199,12 +203,12 @@ class SignedPart(_SignedUpload):
         return True
 
 
-def _stored(answer: Any) -> Mapping[str, Any] | None:
+def _stored(head: ResponseHead, data: bytes) -> Mapping[str, Any] | None:
     """Return a response as botocore's method does, with its ETag and version; None unless the bytes were stored.
 
     A response with a body may be an error, which botocore parses.
     """
-    if not 200 <= answer.status_code < 300 or not answer.headers.get("ETag") or len(answer.raw):
+    if not 200 <= head.status_code < 300 or not (etag := head.headers.get("ETag")) or data:
         return None
-    version = {"VersionId": answer.headers["x-amz-version-id"]} if "x-amz-version-id" in answer.headers else {}
-    return {"ETag": answer.headers["ETag"], **version}
+    version = head.headers.get("x-amz-version-id")
+    return {"ETag": etag} if version is None else {"ETag": etag, "VersionId": version}

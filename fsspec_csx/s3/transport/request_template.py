@@ -78,7 +78,7 @@ class Template:
 
     def _with_body(self, url: str, headers: dict[str, str], body: RequestBody) -> SignedRequest:
         made = self._signed("PUT", url, headers)
-        made.body, made.headers["Content-Length"] = body, str(len(body))
+        made.headers["Content-Length"] = str(len(body))
         return made
 
 
@@ -109,9 +109,7 @@ class ReadTemplate(Template):
 
     def request(self, key: str | None, span: str | None) -> SignedRequest:
         """Return a signed request for an object, or for a range of it by the header ``Range``."""
-        made = self._signed("GET", self.url + quote(key or "", safe="/~"), {"Range": span} if span else {})
-        made.stream_output = True
-        return made
+        return self._signed("GET", self.url + quote(key or "", safe="/~"), {"Range": span} if span else {})
 
 
 class PartTemplate(Template):

@@ -30,7 +30,7 @@ class Headers(dict[str, str]):
         return super().get(name.lower(), default)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ResponseHead:
     """The status line and the headers of a response.
 

@@ -22,21 +22,21 @@ _UNSIGNED = frozenset(auth.SIGNED_HEADERS_BLACKLIST)
 
 @dataclass
 class SignedRequest:
-    """A request in the form that the connections of botocore and of this package send.
+    """A request in the form that a Link sends.
 
     Attributes:
         target: the path and the query of its URL.
         host: with the port, unless that is the default.
-        stream_output: whether the caller reads the body of the response.
+        headers: those that are not in ``shared``.
+        shared: the lines of headers that many requests have, with their end; empty if there are none.
     """
 
     method: str
     url: str
     target: str
     host: str
-    headers: dict[str, Any] = field(repr=False)  # with the signature and the session token
-    body: Any = None
-    stream_output: bool = False
+    headers: dict[str, Any] = field(repr=False)  # with the signature
+    shared: str = field(default="", repr=False)  # with the session token
 
     def head(self) -> bytes:
         """Return the request up to its body, in HTTP/1.1.
@@ -44,17 +44,26 @@ class SignedRequest:
         Raises:
             ValueError: if a header has a line break, which would begin another header.
         """
-        lines = [f"{self.method} {self.target} HTTP/1.1", f"Host: {self.host}"]
-        if "accept-encoding" not in map(str.lower, self.headers):
-            lines.append("Accept-Encoding: identity")
-        for name, value in self.headers.items():
-            if name.lower() != "host":
-                lines.append(f"{name}: {value if isinstance(value, str) else value.decode()}")
-        text = "\n".join(lines)
-        if "\r" in text or text.count("\n") >= len(lines):
-            msg = "A header of a request has a line break. Remove it from the credentials or the options."
-            raise ValueError(msg)
-        return "\r\n".join((*lines, "", "")).encode()
+        lines = f"{self.shared}{_lines(self.headers)}" if self.shared else _first_lines(self.host, self.headers)
+        return f"{self.method} {self.target} HTTP/1.1\r\n{lines}\r\n".encode()
+
+
+def _first_lines(host: str, headers: Mapping[str, Any]) -> str:
+    """Return the lines of headers, with that of the host."""
+    sent = {"Host": host, **{name: value for name, value in headers.items() if name.lower() != "host"}}
+    if "accept-encoding" not in map(str.lower, sent):
+        sent["Accept-Encoding"] = "identity"
+    return _lines(sent)
+
+
+def _lines(headers: Mapping[str, Any]) -> str:
+    text = "".join(
+        [f"{name}: {value if isinstance(value, str) else value.decode()}\r\n" for name, value in headers.items()]
+    )
+    if not text.count("\r") == text.count("\n") == len(headers):
+        msg = "A header of a request has a line break. Remove it from the credentials or the options."
+        raise ValueError(msg)
+    return text
 
 
 def host_of(url: SplitResult) -> str:
@@ -71,7 +80,7 @@ class _Frame(NamedTuple):
         signed: the beginning of the text that is signed.
         key: the HMAC that signs it, without the text.
         authorization: the header up to the signature.
-        headers: those that are equal.
+        shared: the lines of the headers that are equal.
     """
 
     credentials: Any
@@ -81,7 +90,7 @@ class _Frame(NamedTuple):
     signed: str
     key: hmac.HMAC
     authorization: str
-    headers: Mapping[str, Any]
+    shared: str
 
 
 class Signature:
@@ -126,11 +135,8 @@ class Signature:
         text = f"{frame.signed}{sha256(canonical.encode()).hexdigest()}"
         signature = frame.key.copy()  # takes less time than another one made from the key
         signature.update(text.encode())
-        sent = {**frame.headers, **headers, "Authorization": f"{frame.authorization}{signature.hexdigest()}"}
-        for name, value in headers.items():
-            if not value.isascii():
-                sent[name] = value.encode()
-        return SignedRequest(method, url, target, self._host, sent)
+        sent = {**headers, "Authorization": f"{frame.authorization}{signature.hexdigest()}"}
+        return SignedRequest(method, url, target, self._host, sent, frame.shared)
 
     def _frame(self, credentials: Any, second: int, method: str, *names: str) -> _Frame:
         moment = auth.get_current_datetime().strftime(auth.SIGV4_TIMESTAMP)
@@ -151,10 +157,9 @@ class Signature:
             key = hmac.digest(key, each.encode(), "sha256")
         begin = f"{_ALGORITHM}\n{moment}\n{'/'.join(scope)}\n"
         by = f"{_ALGORITHM} Credential={credentials.access_key}/{'/'.join(scope)}, SignedHeaders={listed}, Signature="
-        # Non-ASCII values were signed as UTF-8, but http.client would send text in Latin-1.
-        headers = {name: value if value.isascii() else value.encode() for name, value in own.items()}
         signing = hmac.new(key, digestmod="sha256")
-        return _Frame(credentials, second, canonical, order, begin, signing, by, headers)
+        shared = _first_lines(self._host, own)
+        return _Frame(credentials, second, canonical, order, begin, signing, by, shared)
 
 
 def _pairs(query: str) -> list[tuple[str, str, str]]:

@@ -61,17 +61,16 @@ class LocalCalls:
 
     def made(self, function: Callable[[], T]) -> Steps[T]:
         """Call a function, and return its result."""
-
-        def timed() -> T:
-            began = time.monotonic()
-            try:
-                return function()
-            finally:
-                self._seconds += (time.monotonic() - began - self._seconds) / _RECENT
-
         if self._seconds > _LONG_SECONDS:
-            return (yield timed)  # type: ignore[no-any-return]
-        return timed()
+            return (yield functools.partial(self._timed, function))  # type: ignore[no-any-return]
+        return self._timed(function)
+
+    def _timed(self, function: Callable[[], T]) -> T:
+        began = time.monotonic()
+        try:
+            return function()
+        finally:
+            self._seconds += (time.monotonic() - began - self._seconds) / _RECENT
 
 
 class _Lane(Generic[T]):
