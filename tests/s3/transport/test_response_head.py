@@ -62,11 +62,12 @@ def test_as_http_client(first: str, lines: list[str]) -> None:
     except HTTPException as error:
         pytest.fail(f"http.client refuses {data!r}: {error!r}")
     assert found.status_code == expected.status
-    assert found.chunked == expected.chunked
+    assert found.chunked == (expected.chunked and found.status_code != 204)  # which has no body
     assert found.length == expected.length
     assert found.length is not None or not found.reusable
     for name in ("ETag", "Content-Range", "Content-Length", "x-y"):
-        assert found.headers.get(name) == expected.headers.get(name) or len(expected.headers.get_all(name) or ()) > 1
+        values = [value.strip(" \t") for value in expected.headers.get_all(name) or ()]
+        assert found.headers.get(name) == (values[0] if values else None) or len(values) > 1
     assert not (found.reusable and expected.will_close)
 
 
