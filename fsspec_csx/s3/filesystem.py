@@ -40,6 +40,7 @@ from fsspec_csx.s3.consistent_read import object_metadata
 from fsspec_csx.s3.file import CSXFile
 from fsspec_csx.s3.readahead import ReadAhead
 from fsspec_csx.s3.transport.concurrency import MAX_REQUESTS
+from fsspec_csx.s3.walk import walk, walk_async
 from fsspec_csx.s3.wrappers import close_below
 from fsspec_csx.settings import backends
 
@@ -173,7 +174,8 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     _ls = listing.ls
     _find = listing.find
     _du = listing.du
-    walk = interrupt.walk
+    _walk = walk_async
+    walk = walk
     _glob = names.glob
     _expand_path = names.expand_path
     _object_metadata = object_metadata

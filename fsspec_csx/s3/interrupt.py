@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from fsspec import AbstractFileSystem
@@ -33,21 +32,6 @@ def interruptible(coroutine: Callable[..., Any]) -> Callable[..., Any]:
 
     call.of_coroutine = coroutine  # type: ignore[attr-defined]
     return call
-
-
-def walk(fs: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-    """Yield the folders below a path with their contents; as fsspec's ``walk``, but each step can be interrupted.
-
-    It yields a folder's path, and the names of its folders and files; with ``detail``, dicts of their entries.
-
-    Args:
-        args: the path, and ``maxdepth``, ``topdown`` and ``on_error`` of ``fsspec.AbstractFileSystem.walk``.
-        kwargs: the same by name, and those of ``ls``.
-    """
-    steps = fs._walk(*args, **kwargs)
-    with contextlib.suppress(StopAsyncIteration):
-        while True:
-            yield run_and_wait(fs, steps.__anext__)
 
 
 async def run_in_thread(work: Callable[[], Any], stop: Callable[[], object]) -> None:
