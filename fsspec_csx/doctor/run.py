@@ -13,22 +13,20 @@ import fsspec
 from fsspec_csx.doctor.check import Check, failed, lacking, passed, skipped
 from fsspec_csx.errors import CheckpointPathError, CredentialsError
 from fsspec_csx.private_names import release
-from fsspec_csx.storage.paths import S3
+from fsspec_csx.storage.paths import FOLDER_EXAMPLE, S3, checkpoint_path
 
 _PACKAGES = ("fsspec-csx", "s3fs", "fsspec", "aiobotocore", "botocore", "torch")
-_EXAMPLE = "Give a bucket, or a folder in one, as in 's3://bucket/run'."
 
 
 def parse_url(url: str) -> tuple[str, str]:
     """Return the bucket and the prefix (empty or with a final slash); a CheckpointPathError without a bucket."""
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme not in S3:
-        raise CheckpointPathError(f"{url!r} is not an S3 URL.", _EXAMPLE)
+    scheme, _, rest = url.partition("://")
+    if scheme not in S3:
+        raise CheckpointPathError(f"{url!r} is not an S3 URL.", FOLDER_EXAMPLE)
+    checkpoint_path(url, folder=True)
     from fsspec_csx.s3.filesystem import CSXFileSystem  # only here, as it imports s3fs
 
     bucket, prefix, _ = CSXFileSystem(anon=True).split_path(rest)
-    if not bucket:
-        raise CheckpointPathError(f"{url!r} lacks the bucket.", _EXAMPLE)
     return bucket, prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
 
 

@@ -14,6 +14,8 @@ from fsspec_csx.redaction import without_password
 S3 = ("s3", "s3a", "csx")
 """The protocols of S3."""
 
+FOLDER_EXAMPLE = "Give a bucket, or a folder in one, as in 's3://bucket/run'."
+
 _EXAMPLE = "Give bucket and object path, as in 's3://bucket/run/checkpoint_100.mdl'."
 # ARNs in place of a bucket's name: https://docs.aws.amazon.com/AmazonS3/latest/userguide/using-access-points.html
 _ACCESS_POINT = re.compile(r"arn:[^/]*?:(?:accesspoint|outpost[:/][^:/]+[:/](?:accesspoint|bucket))[:/][^/]+")
@@ -113,4 +115,4 @@ def _check_s3(shown: str, rest: str, folder: bool) -> None:
     key = rest[len(bucket) :].removeprefix("/")
     missing = " and ".join(part for part, value in (("bucket", bucket), ("object path", key or folder)) if not value)
     if missing:
-        raise CheckpointPathError(f"{shown!r} lacks the {missing}.", _EXAMPLE)
+        raise CheckpointPathError(f"{shown!r} lacks the {missing}.", FOLDER_EXAMPLE if folder else _EXAMPLE)

@@ -192,3 +192,16 @@ def test_passwords_are_not_shown() -> None:
     with pytest.raises(CheckpointPathError) as caught:
         checkpoint_path("sftp://user:secret@host/run/")
     assert "secret" not in str(caught.value)
+
+
+def test_folders() -> None:
+    """A folder of checkpoints may be a bucket, or end in a slash; errors have remedies for folders."""
+    for path in ("s3://bucket", "s3://bucket/run/", "simplecache::s3://bucket", "memory://", "/"):
+        assert checkpoint_path(path, folder=True) == path
+    for wrong, remedy in (
+        ("s3://", "Give a bucket, or a folder"),
+        ("", "Give a folder"),
+        ("no://x", "Check its spelling"),
+    ):
+        with pytest.raises(CheckpointPathError, match=remedy):
+            checkpoint_path(wrong, folder=True)
