@@ -116,7 +116,10 @@ def pool_to(session: Any, url: str) -> Any:
     """Return the pool of a URLLib3Session with the connections to a URL, or to its proxy."""
     manager = session._get_connection_manager(url, session._proxy_config.proxy_url_for(url))
     pool = manager.connection_from_url(url)
-    session._setup_ssl_cert(pool, url, session._verify)
+    verify = session._verify
+    if pool.scheme == "https" and url.startswith("http:"):  # botocore would not verify a proxy that forwards requests
+        verify = verify and (session._proxy_config.settings.get("proxy_ca_bundle") or verify)
+    session._setup_ssl_cert(pool, f"{pool.scheme}:", verify)
     return pool
 
 
