@@ -54,7 +54,7 @@ _NAMED = {
     *(f"{_SHARDED}.TensorProperties", f"{_SHARDED}.MEM_FORMAT_ENCODING"),
     *(f"{module}.{system}Path" for module in ("pathlib", "pathlib._local") for system in ("Posix", "Windows")),
 }
-_BUILT_IN = {("torch", "Size"), ("collections", "OrderedDict")}
+_BUILT_IN = {"torch.Size", "collections.OrderedDict"}
 
 
 class Plain(NamedTuple):
@@ -164,14 +164,14 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(io.BytesIO(data))
         self._shown = shown
         self._classes: dict[str, type[_Named]] = {}
-        self._bounds = Bounds(len(data))
+        self._functions = Bounds(len(data)).functions
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full in _NAMED:
             return self._classes.setdefault(full, type(name, (_Named,), {}))
-        if (module, name) in _BUILT_IN:
-            return self._bounds.names[module, name]
+        if full in _BUILT_IN:
+            return self._functions[full]
         found = getattr(torch, name, None) if module == "torch" and "." not in name else None
         if isinstance(found, torch.dtype):
             return found

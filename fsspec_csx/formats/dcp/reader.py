@@ -18,7 +18,7 @@ from fsspec_csx.formats.dcp.manifest import ItemLocation, Plain, plain_of
 from fsspec_csx.formats.dcp.slices import Frames, Item, sliced
 from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.formats.torch_zip import placeholder_reader, placeholders
+from fsspec_csx.formats.torch_zip import placeholders
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
 from fsspec_csx.storage.files import file_size
 from fsspec_csx.storage.progress import run_in_threads
@@ -85,7 +85,7 @@ def load_bytes(data: bytes, *, name: str, weights_only: bool = True, partial: bo
     try:
         found = torch_zip_reader.structure(source, name, ReadOptions("cpu", weights_only))
     except UnsafeCheckpointError:
-        known = placeholder_reader.structure(source, name)
+        known = torch_zip_reader.partial_structure(source, name)
         if known is None or not (partial or placeholders.is_free(known.obj)):
             raise
         found = known

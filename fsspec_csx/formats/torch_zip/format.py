@@ -9,7 +9,7 @@ from fsspec_csx.errors import UnsafeCheckpointError
 from fsspec_csx.formats import sniff
 from fsspec_csx.formats.base import ON_CPU, FileFormat, ReadOptions
 from fsspec_csx.formats.io_wrappers import TrackingWriter
-from fsspec_csx.formats.torch_zip import archive, placeholder_reader, reader, structure_limits
+from fsspec_csx.formats.torch_zip import archive, reader, structure_limits
 from fsspec_csx.formats.torch_zip.layout import Layout, plan_archive
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 from fsspec_csx.formats.writer import FileWriter, expect_size
@@ -65,7 +65,7 @@ class TorchFormat(FileFormat):
         try:
             return reader.structure(source, name, options)
         except UnsafeCheckpointError:
-            known = placeholder_reader.structure(source, name, options) if options.partial else None
+            known = reader.partial_structure(source, name, options) if options.partial else None
             if known is None:
                 raise
             return known

@@ -16,19 +16,14 @@ time to hash keys that are nested tuples; and files of the format before torch 1
 from __future__ import annotations
 
 import functools
-import io
 import pickle
 import re
 import struct
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-
-from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats import sniff
-from fsspec_csx.tensors import torch_compat
 
 _STOP, _GLOBAL, _BUILD, _TEXT = b".cbX"
 _COUNT, _COUNT_64 = struct.Struct("<I"), struct.Struct("<Q")
@@ -93,29 +88,16 @@ def _behind(data: bytes, at: int) -> int:
 
 _LATIN1 = (("latin1",), ("latin-1",))
 _COUNTED = (list, tuple, dict, str, bytes)
-_BUILTINS = ("builtins", "__builtin__")  # of Python 3; and of Python 2, which protocol 2 uses
-_FACTORIES = (bool, dict, float, int, list)
-_REBUILD = {("torch._utils", f"_rebuild_tensor{version}") for version in ("", "_v2", "_v3")}
-_FROM_TYPE = ("torch._tensor", "_rebuild_from_type_v2")
+_FACTORIES: dict[str, Any] = {f"builtins.{each.__name__}": each for each in (bool, dict, float, int, list)}
 
 
 class ExcessError(pickle.UnpicklingError):
     """A pickle makes more than its size allows."""
 
 
-def sealed(function: Any) -> Any:
-    """Return a function without the attributes of functions, which a pickle could set for all later pickles."""
-    return function.__call__
-
-
-class StandIn(NamedTuple):
-    """Stands for a class in a pickle, or for a storage class by its dtype; it cannot be called or changed."""
-
-    made: Any
-
-    def __call__(self) -> None:
-        """Refuse to be called by the pickle."""
-        raise TypeError(self.made)
+def refused(what: str) -> pickle.UnpicklingError:
+    """Return the error for a pickle that torch.save does not write."""
+    return pickle.UnpicklingError(f"the pickle has {what}")
 
 
 class Bounds:
@@ -123,30 +105,28 @@ class Bounds:
 
     Args:
         most: the most elements that the arguments of all calls may have: the size of the pickle.
-        key: checks each key and each element of a set, and returns it.
 
     Attributes:
-        names: the replacement for a module and a name.
-        ordered: the mappings that were made.
+        functions: what a pickle may call, by name.
     """
 
-    def __init__(self, most: int, key: Callable[[Any], Any] = lambda value: value) -> None:
+    def __init__(self, most: int) -> None:
         self._left = most
-        self._key = key
-        self.ordered: list[OrderedDict[Any, Any]] = []
-        self.names: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): self._ordered_dict,
-            ("collections", "Counter"): self._counter,
-            ("collections", "defaultdict"): self._defaultdict,
-            ("_codecs", "encode"): self._encode,
-            ("torch", "Size"): self._size,
+        functions: dict[str, Any] = {
+            "builtins.bytearray": self._bytearray,
+            "builtins.bytes": lambda: b"",
+            "builtins.complex": lambda real, imaginary: complex(real, imaginary),
+            "builtins.set": self._set,
+            "collections.Counter": self._counter,
+            "collections.OrderedDict": self._ordered_dict,
+            "collections.defaultdict": _defaultdict,
+            "_codecs.encode": self._encode,
+            "torch.Size": self._size,
         }
-        made: dict[str, Callable[..., Any]] = {"bytearray": self._bytearray, "bytes": self._bytes, "set": self._set}
-        for module in _BUILTINS:
-            self.names |= {(module, name): function for name, function in made.items()}
-            self.names[module, "complex"] = lambda real, imaginary: complex(real, imaginary)
-            self.names |= {(module, kind.__name__): StandIn(kind) for kind in _FACTORIES}
-        self.names = {path: made if type(made) is StandIn else sealed(made) for path, made in self.names.items()}
+        # Bound to no function: a pickle could set the attributes of a function, for all later pickles.
+        self.functions: dict[str, Callable[..., Any]] = {
+            name: function.__call__ for name, function in functions.items()
+        }
 
     def take(self, value: Any) -> None:
         """Count the elements of an argument."""
@@ -160,16 +140,11 @@ class Bounds:
         self.take(items)
         if type(items) is not dict and any(type(each) not in (list, tuple) for each in items):
             raise ExcessError
-        made = OrderedDict(items if type(items) is dict else [(self._key(key), value) for key, value in items])
-        self.ordered.append(made)
-        return made
+        return OrderedDict(items)
 
     def _counter(self, counts: Any = ()) -> Counter[Any]:
         self.take(counts)
-        return Counter(counts if type(counts) is dict else map(self._key, counts))
-
-    def _defaultdict(self, factory: StandIn | None = None) -> defaultdict[Any, Any]:
-        return defaultdict(factory and factory.made)
+        return Counter(counts)
 
     def _encode(self, text: Any, *how: Any) -> bytes:
         if type(text) is not str or how not in _LATIN1:
@@ -185,94 +160,14 @@ class Bounds:
         self.take(args[0] if args else ())
         return bytearray(*args)
 
-    def _bytes(self) -> bytes:
-        return b""
-
     def _set(self, items: Any = ()) -> set[Any]:
         self.take(items)
-        return set(map(self._key, items))
+        return set(items)
 
 
-class _Inert:
-    """Stands for everything else that a pickle names: accepts every operation, and does nothing."""
-
-    def __init__(self, *args: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-
-class _Memory(_Inert):
-    """Stands for torch's tensor and storage classes: called with arguments, they allocate memory."""
-
-    def __new__(cls, *args: Any) -> _Memory:
-        if args:
-            raise ExcessError
-        return super().__new__(cls)
-
-    def __setstate__(self, state: Any) -> None:
-        raise ExcessError  # would give a tensor another storage, and enlarge that
-
-
-class _Record(_Inert):
-    """Stands for a storage whose bytes are in the file."""
-
-
-class _DryRun(pickle.Unpickler):
-    """Executes a pickle without torch; ``named`` has the names in it, as torch renames them, in order."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data))
-        self.named: dict[str, None] = {}
-        self._names = Bounds(len(data)).names
-        self._names["collections", "defaultdict"] = sealed(lambda *args: defaultdict())
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a name."""
-        module, name = torch_compat.renamed(module, name)
-        self.named[f"{module}.{name}"] = None
-        if (module, name) == _FROM_TYPE:
-            return sealed(_from_type)
-        if (module, name) in _REBUILD:
-            return sealed(_rebuild)
-        if module.partition(".")[0] == "torch" and name.endswith(("Tensor", "Storage")):
-            return _Memory
-        return self._names.get((module, name), _Inert)
-
-    def persistent_load(self, identity: Any) -> Any:
-        """Return what stands for a storage."""
-        return _Record()
-
-
-def _rebuild(storage: Any, *args: Any) -> _Inert:
-    if type(storage) is not _Record:
-        raise ExcessError
-    return _Inert()
-
-
-def _from_type(function: Callable[..., Any], kind: Any, args: tuple[Any, ...], state: Any) -> Any:
-    return function(*args)
-
-
-def check(data: bytes, name: str) -> list[str]:
-    """Refuse a pickle from which torch.load would make far more than it holds. Other errors are left to torch.
-
-    Returns:
-        The names in the pickle, up to the first error.
-
-    Raises:
-        ScanError: if it cannot be scanned; torch would fail, or reserve too much memory for its memo.
-    """
-    scan(data)
-    run = _DryRun(data)
-    try:
-        run.load()
-    except Exception as error:  # a pickle may raise anything
-        if isinstance(error, ExcessError):
-            reason = f"{name} is damaged: its pickle makes much more than it holds."
-            raise InvalidCheckpointError(reason, sniff.AGAIN) from None
-    return list(run.named)
+def _defaultdict(factory: Any = None) -> Any:
+    """Make a mapping; NotImplemented if the factory is unknown."""
+    if factory is None:
+        return defaultdict()
+    made = _FACTORIES.get(getattr(factory, "full", ""))
+    return NotImplemented if made is None else defaultdict(made)

@@ -26,9 +26,14 @@ class Placeholder:
 
     __slots__ = ("parts", "path")
 
-    def __init__(self, path: str, *parts: Any) -> None:
-        self.path = path
-        self.parts: list[Any] = list(parts)
+    path: str
+    parts: Any
+
+    def __new__(cls, path: str = "", *parts: Any) -> Any:
+        made = object.__new__(cls)
+        made.path = path
+        made.parts = list(parts)
+        return made
 
     def __repr__(self) -> str:
         return f"<{self.path}, not loaded>"
@@ -98,7 +103,7 @@ def tensors(value: Placeholder) -> Iterator[torch.Tensor]:
 
 def _inside(value: Any) -> list[Any] | None:
     if isinstance(value, Placeholder):
-        return value.parts
+        return list(value.parts)
     if isinstance(value, dict):
         return [each for item in dict.items(value) for each in item]
     return list(value) if isinstance(value, (list, tuple)) else None

@@ -13,6 +13,7 @@ import struct
 import traceback
 import zipfile
 import zlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,9 @@ from fsspec_csx.formats import sniff
 from fsspec_csx.formats.base import ON_CPU, ReadOptions
 from fsspec_csx.formats.io_wrappers import TrackingReader
 from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.formats.torch_zip import pickle_bounds, plain, structure_limits
+from fsspec_csx.formats.torch_zip import outline, rebuilding, structure_limits
+from fsspec_csx.formats.torch_zip.archive import Archive
+from fsspec_csx.formats.torch_zip.outline import Outline
 from fsspec_csx.formats.torch_zip.pickle_bounds import ScanError
 from fsspec_csx.tensors import fill, names, torch_compat
 from fsspec_csx.tensors.lazy_object import LazyObject
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 _GIST_SHOWN = 200
 _LEGACY_PICKLES = 5  # at the start of a file of the format before torch 1.6
 _PROTOCOLS = (2, 3)  # that torch reads with weights_only
+_VERSION, _PROTOCOL = b"3", b"\x80\x02"  # of the archives and pickles of torch.save
 # The memory that a valid file may need: a constant, plus a multiple of its size.
 _ROOM, _HELD = 2**20, 4
 _DECODING = {"collections", "fsspec_csx", "torch"}
@@ -78,15 +82,14 @@ def structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyO
         raise _without_directory(source, name)
     reader = None
     try:
-        if archive is not None and (found := plain.load(archive, source, name, options)):
+        if archive is not None and (found := _without_torch(archive, source, name, options)):
             source.advance(source.kept)
             structure_limits.check(found.obj, name)
             return found
-        if weights_only and sniff.is_zip(head):
-            data = archive.pickle if archive is not None else _pickle_of(TrackingReader(source.file, source.size))
-            named = pickle_bounds.check(data, name) if data is not None else []
-            if not _allowed().issuperset(named):  # check now: torch would read tensors before it refuses the name
-                raise _damaged(source, name) or _unsafe(name, _PROTOCOLS[0], named)
+        if archive is None and weights_only and sniff.is_zip(head):
+            data = _pickle_of(TrackingReader(source.file, source.size))
+            if data is not None:
+                _check_names(outline.read(data, name), source, name)
         reader = torch_archive.CheckedReader(source, name)
         reader.seek(0)
         obj = reader.unmasked(
@@ -104,6 +107,43 @@ def structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyO
         if explained is None:
             raise
         raise explained from error
+
+
+def _without_torch(archive: Archive, source: Source, name: str, options: ReadOptions) -> LazyObject | None:
+    """Read the structure of an archive without torch, if torch.load would make the same; None leaves it to torch."""
+    found = outline.read(archive.pickle, name)
+    known = archive.version == _VERSION and archive.pickle.startswith(_PROTOCOL) and not torch_compat.skips_data()
+    whole = replace(options, partial=False)
+    # Try without a callable map_location first. It must run once for each storage, but torch would run it again.
+    if known and callable(options.map_location):
+        trial = replace(whole, map_location="cpu")
+        known = rebuilding.structure(found, archive, source, name, trial) is not None
+        found = outline.read(archive.pickle, name)
+    made = rebuilding.structure(found, archive, source, name, whole) if known else None
+    if made is None:
+        _check_names(found, source, name)
+    return made
+
+
+def partial_structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyObject | None:
+    """Read the structure of a torch file, with placeholders for unknown classes; None if the archive is unusual."""
+    archive = torch_archive.read(source, name)
+    if archive is None:
+        return None
+    try:
+        read = outline.read(archive.pickle, name)
+    except ScanError:
+        return None
+    found = rebuilding.structure(read, archive, source, name, replace(options, partial=True))
+    if found is not None:
+        structure_limits.check(found.obj, name)
+    return found
+
+
+def _check_names(found: Outline, source: Source, name: str) -> None:
+    """Refuse names that torch.load refuses: it would read tensors before that."""
+    if not _allowed().issuperset(found.named):
+        raise _damaged(source, name) or _unsafe(name, _PROTOCOLS[0], found.named)
 
 
 def _pickle_of(file: TrackingReader) -> bytes | None:

@@ -1,26 +1,216 @@
-"""Replacements for torch's functions that make tensors and parameters from a pickle's arguments."""
+"""Makes the object of an outline: tensors in place of the placeholders that stand for them.
+
+Anything that torch.save does not write is refused, such as tensors that reach beyond their storages.
+"""
 
 from __future__ import annotations
 
-import pickle
-from collections import OrderedDict
-from collections.abc import Callable
+import io
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from fsspec_csx.formats.base import ON_CPU, ReadOptions
+from fsspec_csx.formats.torch_zip.archive import Archive
+from fsspec_csx.formats.torch_zip.outline import FROM_TYPE, Named, Outline, Stored
+from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, refused
+from fsspec_csx.formats.torch_zip.placeholders import Placeholder
+from fsspec_csx.formats.torch_zip.storage_placement import ArchiveStorages, StoragePlacer
 from fsspec_csx.tensors import torch_compat
+from fsspec_csx.tensors.lazy_object import LazyObject
+from fsspec_csx.tensors.source import Source
 
 _DIMENSIONS = 64
-_EXPANDED = 2**24  # elements
+_ROOM, _HELD = 2**16, 2  # the bytes that buffers may have: a constant, plus a multiple of the pickle's size
+_VALUES = {str, int, float, bool, type(None), bytes, bytearray, complex, torch.dtype, torch.Size}
+_MAPPINGS = (dict, OrderedDict, Counter, defaultdict)
+_TENSORS: dict[str, type] = {"torch.Tensor": torch.Tensor, "torch.nn.parameter.Parameter": torch.nn.Parameter}
+_MADE = "made"  # the path of a placeholder whose parts are what was made of it
+# Functions whose first argument is the class to make; of FROM_TYPE, it is the second.
+_MAKERS = {
+    FROM_TYPE,
+    *("copyreg._reconstructor", "copyreg.__newobj__"),
+    *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
+}
 
 
-def refused(what: str) -> pickle.UnpicklingError:
-    """Return the error for a pickle that torch.save does not write."""
-    return pickle.UnpicklingError(f"the pickle has {what}")
+class Rebuilding:
+    """Makes the object of an outline, which it changes.
+
+    Attributes:
+        is_complete: whether it left no placeholder, and made nothing that torch.load refuses or makes otherwise.
+    """
+
+    def __init__(self, outline: Outline, storages: ArchiveStorages) -> None:
+        self.is_complete = True
+        self._root = [outline.obj]
+        self._storages = storages
+        self._dtypes: dict[str, torch.dtype | None] = {"torch.storage.UntypedStorage": None}
+        self._dtypes.update(torch_compat.storage_types())
+        self._bounds = Bounds(_ROOM + _HELD * outline.size)
+        self._tuples: dict[int, tuple[Any, Any]] = {}  # what was made of tuples, by address
+        self._entered: dict[int, Any] = {}  # containers by address
+        self._left: list[Any] = []  # those to look into
+
+    def run(self) -> Any:
+        """Return the object; raise an UnpicklingError, or another error of Python or torch, if it is refused."""
+        self._enter(self._root)
+        while self._left:
+            container = self._left.pop()
+            is_list = type(container) is list
+            for key, value in [*(enumerate(container) if is_list else type(container).items(container))]:
+                if not is_list and type(key) is not str:
+                    self._check_key(key)
+                if type(value) not in _VALUES and (made := self._of(value)) is not value:
+                    container[key] = made
+        return self._root[0]
+
+    def _of(self, value: Any) -> Any:
+        """Return what a value becomes."""
+        kind = type(value)
+        if kind in _VALUES:
+            return value
+        if issubclass(kind, Named):
+            return self._of_named(value)
+        if kind is tuple:
+            return self._of_tuple(value)
+        if kind is list or kind in _MAPPINGS:
+            self._enter(value)
+            return value
+        if kind in (set, frozenset):
+            for each in value:
+                self._check_key(each)
+            return value
+        if kind is Stored:
+            self.is_complete = False  # torch.load makes other objects of storages without tensors
+            storage, dtype = self._storage(value)
+            return storage if dtype is None else torch_compat.typed(storage, dtype)
+        if kind is type and issubclass(value, Named):
+            self.is_complete = False
+            return Placeholder(value.full)
+        if kind is Placeholder:
+            return value
+        raise refused(f"a {kind.__name__}")
+
+    def _of_tuple(self, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if id(value) not in self._tuples:
+            parts = tuple(map(self._of, value))
+            is_same = all(one is other for one, other in zip(parts, value, strict=True))
+            self._tuples[id(value)] = value, value if is_same else parts
+        made: tuple[Any, ...] = self._tuples[id(value)][1]
+        return made
+
+    def _check_key(self, key: Any) -> None:
+        if type(key) is tuple:
+            for each in key:
+                self._check_key(each)
+        elif type(key) not in _VALUES and self._of(key) is not key:
+            self.is_complete = False
+
+    def _enter(self, container: Any) -> None:
+        if id(container) in self._entered:
+            return
+        self._entered[id(container)] = container
+        self._left.append(container)
+        if attributes := getattr(container, "__dict__", None):
+            if type(container) is not OrderedDict:  # torch sets attributes only there
+                raise refused("attributes of what has none")
+            self._left.append(attributes)
+
+    def _of_named(self, named: Named) -> Any:
+        if named.path is _MADE:
+            return named.parts
+        args, states = (named.parts, ()) if type(named.parts) is tuple else (named.parts[0], named.parts[1:])
+        if named.path == "_io.BytesIO":
+            made: Any = self._buffer(args, states)
+        else:
+            builder = _BUILDERS.get(named.path)
+            made = NotImplemented if builder is None else builder(self, *args)
+            if made is NotImplemented:
+                return self._kept(named, args, states)
+            if states:
+                raise refused("a state of what has none")
+        named.path, named.parts = _MADE, made
+        return made
+
+    def _kept(self, named: Named, args: tuple[Any, ...], states: Sequence[Any]) -> Placeholder:
+        """Keep a placeholder, and look into it; it gets the name of the class to make, if that is an argument."""
+        self.is_complete = False
+        number = 1 if named.path == FROM_TYPE else 0
+        if named.path in _MAKERS and len(args) > number:
+            named.path = getattr(args[number], "full", named.path)
+        named.parts = [args, *states]
+        self._left.append(named.parts)
+        kept: Placeholder = named
+        kept.__class__ = Placeholder
+        return kept
+
+    def _buffer(self, args: tuple[Any, ...], states: Sequence[Any]) -> io.BytesIO:
+        self.is_complete = False
+        made = io.BytesIO()
+        if args or len(states) > 1:
+            raise refused("a buffer of an unknown kind")
+        for data, position, _ in states:
+            self._bounds.take(data)
+            made.write(data)
+            made.seek(position)
+        return made
+
+    # -- tensors ---------------------------------------------------------------------------------------------------
+
+    def _storage(self, stored: Any) -> tuple[torch.UntypedStorage, torch.dtype | None]:
+        """Return a storage, and the dtype of its elements; None if its tensors have their own dtypes."""
+        if type(stored) is not Stored:
+            raise refused("a tensor without a storage")
+        word, kind, key, location, count = stored
+        if word != "storage" or [*map(type, (key, location, count))] != [str, str, int]:
+            raise refused("a storage of an unknown kind")
+        dtype = self._dtypes[kind.full]
+        width = 1 if dtype is None else dtype.itemsize
+        return self._storages.get(key, location, count * width), dtype
+
+    def _tensor(self, stored: Any, *args: Any) -> torch.Tensor:
+        storage, dtype = self._storage(stored)
+        return _tensor(storage, dtype or torch.uint8, *args)
+
+    def _tensor_of_dtype(
+        self, stored: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, metadata: Any = None
+    ) -> torch.Tensor:
+        if not isinstance(dtype, torch.dtype):
+            raise refused("a tensor of no dtype")
+        return _tensor(self._storage(stored)[0], dtype, offset, size, stride, grad, hooks, metadata)
+
+    def _parameter(self, data: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Any:
+        tensor = self._of(data)
+        if isinstance(tensor, Placeholder):
+            return NotImplemented
+        if type(tensor) is not torch.Tensor or type(requires_grad) is not bool:
+            raise refused("a parameter of no tensor")
+        made = torch.nn.Parameter(tensor, requires_grad)
+        made._backward_hooks = _hooks(hooks)
+        return made if state is None else self._with_state(made, state)
+
+    def _of_type(self, function: Any, kind: Any, args: Any, state: Any) -> Any:
+        made_of = _TENSORS.get(getattr(kind, "full", ""))
+        tensor = self._of(function(*args)) if made_of else None
+        if made_of is None or isinstance(tensor, Placeholder):
+            return NotImplemented
+        if type(tensor) is not made_of:
+            raise refused("a tensor of another class")
+        return self._with_state(tensor, state)
+
+    def _with_state(self, tensor: Any, state: Any) -> Any:
+        """Set the attributes that a tensor had when it was saved."""
+        if type(state) is not dict:
+            raise refused("a state of what has none")
+        for name, value in state.items():
+            setattr(tensor, name, self._of(value))
+        return tensor
 
 
-def tensor(
+def _tensor(
     storage: torch.UntypedStorage,
     dtype: torch.dtype,
     offset: Any,
@@ -31,7 +221,7 @@ def tensor(
     metadata: Any = None,
 ) -> torch.Tensor:
     """As ``torch._utils._rebuild_tensor_v2`` and ``_v3``, which would enlarge a storage that is too small."""
-    if type(hooks) is not OrderedDict or type(requires_grad) is not bool:
+    if type(requires_grad) is not bool:
         raise refused("a tensor of an unknown kind")
     _check_extent(storage.nbytes(), dtype.itemsize, offset, size, stride)
     made = torch.empty((0,), dtype=dtype, device=storage.device)
@@ -40,14 +230,20 @@ def tensor(
         made.requires_grad = True
     if metadata:
         torch_compat.set_tensor_metadata(made, metadata)
-    made._backward_hooks = hooks
+    made._backward_hooks = _hooks(hooks)
     return made
+
+
+def _hooks(hooks: Any) -> OrderedDict[Any, Any]:
+    if type(hooks) is not OrderedDict or hooks or vars(hooks):
+        raise refused("hooks of a tensor")
+    return hooks
 
 
 def _check_extent(nbytes: int, width: int, offset: Any, size: Any, stride: Any) -> None:
     if type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride) or len(size) > _DIMENSIONS:
         raise refused("a tensor of no shape")
-    if type(offset) is not int or offset < 0:  # a tensor has __index__, and could be of any size
+    if type(offset) is not int or offset < 0:
         raise refused("a tensor at no place")
     end = offset + 1
     for count, step in zip(size, stride, strict=True):
@@ -58,47 +254,34 @@ def _check_extent(nbytes: int, width: int, offset: Any, size: Any, stride: Any) 
         raise refused("a tensor larger than its storage")
 
 
-def parameter(data: Any, requires_grad: Any, hooks: Any) -> torch.nn.Parameter:
-    """Make a parameter; as ``torch._utils._rebuild_parameter``."""
-    if type(data) is not torch.Tensor or type(requires_grad) is not bool or type(hooks) is not OrderedDict:
-        raise refused("a parameter of no tensor")
-    made = torch.nn.Parameter(data, requires_grad)
-    made._backward_hooks = hooks
-    return made
+_BUILDERS: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor_v2": Rebuilding._tensor,
+    "torch._utils._rebuild_tensor_v3": Rebuilding._tensor_of_dtype,
+    "torch._utils._rebuild_parameter": Rebuilding._parameter,
+    "torch._utils._rebuild_parameter_with_state": Rebuilding._parameter,
+    "torch._utils._rebuild_meta_tensor_no_storage": lambda _, dtype, size, stride, grad: torch.empty_strided(
+        size, stride, dtype=dtype, device="meta", requires_grad=grad
+    ),
+    "torch.device": lambda _, *args: torch.device(*args),
+    FROM_TYPE: Rebuilding._of_type,
+}
 
 
-def _without_data(dtype: torch.dtype, size: Any, stride: Any, requires_grad: Any) -> torch.Tensor:
-    return torch.empty_strided(size, stride, dtype=dtype, device="meta", requires_grad=requires_grad)
+def structure(
+    outline: Outline, archive: Archive, source: Source, name: str, options: ReadOptions = ON_CPU
+) -> LazyObject | None:
+    """Make the object of an archive, without the tensors' bytes.
 
-
-def functions(
-    held: Callable[[Any], tuple[torch.UntypedStorage, torch.dtype]], *, indexes: bool
-) -> dict[tuple[str, str], Any]:
-    """Return replacements for torch's functions that make tensors and parameters, by module and name.
-
-    ``held`` returns the storage of a pickled object, and the dtype of its elements. ``indexes`` says whether an opcode
-    can use one tensor as an index of another.
+    Returns:
+        None if it is refused, or if it has placeholders and ``options.partial`` is not set.
     """
-
-    def bounded(made: torch.Tensor) -> torch.Tensor:
-        if indexes and made.numel() > max(made.untyped_storage().nbytes(), _EXPANDED):
-            raise refused("a tensor expanded so far that to take it for an index would need much memory")
-        return made
-
-    def of_typed(stored: Any, *args: Any) -> torch.Tensor:
-        return bounded(tensor(*held(stored), *args))
-
-    def of_dtype(
-        stored: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, metadata: Any = None
-    ) -> torch.Tensor:
-        if not isinstance(dtype, torch.dtype):
-            raise refused("a tensor of no dtype")
-        return bounded(tensor(held(stored)[0], dtype, offset, size, stride, grad, hooks, metadata))
-
-    return {
-        ("torch", "device"): lambda *args: torch.device(*args),
-        ("torch._utils", "_rebuild_tensor_v2"): of_typed,
-        ("torch._utils", "_rebuild_tensor_v3"): of_dtype,
-        ("torch._utils", "_rebuild_parameter"): parameter,
-        ("torch._utils", "_rebuild_meta_tensor_no_storage"): _without_data,
-    }
+    placer = StoragePlacer(source, name, options)
+    rebuilding = Rebuilding(outline, ArchiveStorages(archive, placer))
+    try:
+        obj = rebuilding.run()
+    except Exception as error:  # torch raises the same, or can load it
+        if error is placer.failure:
+            raise
+        return None
+    found = LazyObject(obj, placer.records, placer.has_unplaced)
+    return found if rebuilding.is_complete or options.partial else None

@@ -11,7 +11,7 @@ from torch import serialization
 from fsspec_csx.formats.base import ReadOptions
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip.archive import Archive
-from fsspec_csx.formats.torch_zip.rebuilding import refused
+from fsspec_csx.formats.torch_zip.pickle_bounds import refused
 from fsspec_csx.tensors import fill
 from fsspec_csx.tensors.lazy_object import LazyObject, Record
 from fsspec_csx.tensors.memory import reserved

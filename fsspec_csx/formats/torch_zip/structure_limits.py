@@ -105,11 +105,6 @@ def _is_needed(value: Any, attribute: str) -> bool:
     return needed and callable(getattr(type(value), attribute, None))
 
 
-def has_callables(obj: Any) -> bool:
-    """Return whether a class or a function is among the values, keys and elements of nested containers."""
-    return any(map(callable, values(obj)))
-
-
 def values(obj: Any) -> Iterator[Any]:
     """Yield an object and everything in it, including keys; each container once."""
     stack = [obj]
