@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
+import functools
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -90,6 +91,7 @@ def storage_type(storage: torch.TypedStorage) -> Any:
     return getattr(torch, _torch.TypedStorage._pickle_storage_type(storage))
 
 
+@functools.cache
 def storage_types() -> dict[str, torch.dtype]:
     """Return the dtypes of storage types, by full name."""
     return {f"torch.{name}": dtype for dtype, name in _torch.storage._dtype_to_storage_type_map().items()}

@@ -17,7 +17,7 @@ import torch
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import sniff
-from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, ExcessError, ScanError, scan
+from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, ExcessError, ScanError, refused, scan
 from fsspec_csx.formats.torch_zip.placeholders import Placeholder
 from fsspec_csx.tensors import torch_compat
 
@@ -46,12 +46,16 @@ class Named(Placeholder):
     """
 
     __slots__ = ()
-    full: ClassVar[str] = ""
+    full: ClassVar[str]
+    bounds: ClassVar[Bounds]
 
     def __new__(cls, *args: Any, **keywords: Any) -> Any:
+        args = (*args, keywords) if keywords else args
+        cls.bounds.take(args)  # a copy: many calls may have the same arguments
+        cls.bounds.take(keywords)
         made = object.__new__(cls)
         made.path = cls.full
-        made.parts = (*args, keywords) if keywords else args
+        made.parts = args
         return made
 
     def __call__(self, *args: Any) -> Any:
@@ -98,7 +102,7 @@ class _Rebuilt(Named):
     __slots__ = ()
 
     def __new__(cls, *args: Any) -> Any:
-        if not args or type(args[0]) is not Stored:
+        if not args or type(args[0]) is not Stored or len(args) > _ARGUMENTS:
             raise ExcessError
         made = object.__new__(cls)
         made.path = cls.full
@@ -130,6 +134,7 @@ class _Memory(Named):
         raise ExcessError  # would give a tensor another storage, and enlarge that
 
 
+_ARGUMENTS = 8  # the most that torch's functions for tensors take
 _REBUILT = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3")}
 
 
@@ -138,7 +143,7 @@ class _Unpickler(pickle.Unpickler):
         # Not a bare BytesIO: where peek exists, pickle reads ahead in large blocks.
         super().__init__(io.BufferedReader(io.BytesIO(data)))
         self.named: dict[str, Any] = {}
-        self._functions = Bounds(len(data)).functions
+        self._bounds = Bounds(len(data))
 
     def find_class(self, module: str, name: str) -> Any:
         module, name = torch_compat.renamed(module, name)
@@ -150,9 +155,9 @@ class _Unpickler(pickle.Unpickler):
 
     def _kind(self, path: str) -> type[Named]:
         base: type[Named] = Named
-        attributes: dict[str, Any] = {"__slots__": (), "full": path}
-        if path in self._functions:
-            base, attributes["function"] = _Builtin, staticmethod(self._functions[path])
+        attributes: dict[str, Any] = {"__slots__": (), "full": path, "bounds": self._bounds}
+        if path in self._bounds.functions:
+            base, attributes["function"] = _Builtin, staticmethod(self._bounds.functions[path])
         elif path in _REBUILT:
             base = _Rebuilt
         elif path == FROM_TYPE:
@@ -162,6 +167,8 @@ class _Unpickler(pickle.Unpickler):
         return type("Named", (base,), attributes)
 
     def persistent_load(self, identity: Any) -> Stored:
+        if type(identity) is not tuple or len(identity) != 5:
+            raise refused("a persistent id of an unknown kind")
         return Stored(identity)
 
 

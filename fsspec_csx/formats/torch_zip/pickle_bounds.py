@@ -90,6 +90,9 @@ _LATIN1 = (("latin1",), ("latin-1",))
 _COUNTED = (list, tuple, dict, str, bytes)
 _FACTORIES: dict[str, Any] = {f"builtins.{each.__name__}": each for each in (bool, dict, float, int, list)}
 
+BUILTINS = {*_FACTORIES, "builtins.bytes", "collections.defaultdict"}
+"""Safe names that torch.load does not accept."""
+
 
 class ExcessError(pickle.UnpicklingError):
     """A pickle makes more than its size allows."""

@@ -26,7 +26,7 @@ from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import outline, rebuilding, structure_limits
 from fsspec_csx.formats.torch_zip.archive import Archive
 from fsspec_csx.formats.torch_zip.outline import Outline
-from fsspec_csx.formats.torch_zip.pickle_bounds import ScanError
+from fsspec_csx.formats.torch_zip.pickle_bounds import BUILTINS, ScanError
 from fsspec_csx.tensors import fill, names, torch_compat
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
@@ -112,6 +112,7 @@ def structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyO
 def _without_torch(archive: Archive, source: Source, name: str, options: ReadOptions) -> LazyObject | None:
     """Read the structure of an archive without torch, if torch.load would make the same; None leaves it to torch."""
     found = outline.read(archive.pickle, name)
+    _check_names(found, source, name)
     known = archive.version == _VERSION and archive.pickle.startswith(_PROTOCOL) and not torch_compat.skips_data()
     whole = replace(options, partial=False)
     # Try without a callable map_location first. It must run once for each storage, but torch would run it again.
@@ -119,10 +120,7 @@ def _without_torch(archive: Archive, source: Source, name: str, options: ReadOpt
         trial = replace(whole, map_location="cpu")
         known = rebuilding.structure(found, archive, source, name, trial) is not None
         found = outline.read(archive.pickle, name)
-    made = rebuilding.structure(found, archive, source, name, whole) if known else None
-    if made is None:
-        _check_names(found, source, name)
-    return made
+    return rebuilding.structure(found, archive, source, name, whole) if known else None
 
 
 def partial_structure(source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyObject | None:
@@ -142,7 +140,7 @@ def partial_structure(source: Source, name: str, options: ReadOptions = ON_CPU) 
 
 def _check_names(found: Outline, source: Source, name: str) -> None:
     """Refuse names that torch.load refuses: it would read tensors before that."""
-    if not _allowed().issuperset(found.named):
+    if not _allowed().union(BUILTINS).issuperset(found.named):
         raise _damaged(source, name) or _unsafe(name, _PROTOCOLS[0], found.named)
 
 
@@ -219,7 +217,7 @@ def _unreadable(file: TrackingReader, name: str) -> CheckpointError:
         protocol, named = _pickles(file)
         if protocol not in _PROTOCOLS or not _allowed().issuperset(named):
             return _unsafe(name, protocol, named)
-        what = "its pickle has memo indexes beyond its length, or has opcodes that torch.save does not write"
+        what = "its pickle has memo indexes beyond its length, or is none that torch.save writes"
         return InvalidCheckpointError(f"{name} is damaged: {what}.", sniff.AGAIN)
 
     return file.unmasked(explain)
@@ -304,7 +302,7 @@ def _pickles(file: TrackingReader) -> tuple[int, list[str]]:
             if opcode.name == "PROTO":
                 protocol = int(argument or 0)
             elif opcode.name in ("GLOBAL", "INST"):
-                names.append(str(argument).replace(" ", "."))
+                names.append(".".join(torch_compat.renamed(*str(argument).split(" ", 1))))
     return protocol, list(dict.fromkeys(names))
 
 

@@ -50,13 +50,12 @@ class Rebuilding:
         self._dtypes: dict[str, torch.dtype | None] = {"torch.storage.UntypedStorage": None}
         self._dtypes.update(torch_compat.storage_types())
         self._bounds = Bounds(_ROOM + _HELD * outline.size)
-        self._tuples: dict[int, tuple[Any, Any]] = {}  # what was made of tuples, by address
-        self._entered: dict[int, Any] = {}  # containers by address
+        self._made: dict[int, tuple[Any, Any]] = {}  # values that occur again, by address, and what became of them
         self._left: list[Any] = []  # those to look into
 
     def run(self) -> Any:
         """Return the object; raise an UnpicklingError, or another error of Python or torch, if it is refused."""
-        self._enter(self._root)
+        self._left.append(self._root)
         while self._left:
             container = self._left.pop()
             is_list = type(container) is list
@@ -74,50 +73,38 @@ class Rebuilding:
             return value
         if issubclass(kind, Named):
             return self._of_named(value)
+        if id(value) not in self._made:
+            self._made[id(value)] = value, self._of_other(value)
+        return self._made[id(value)][1]
+
+    def _of_other(self, value: Any) -> Any:
+        kind = type(value)
         if kind is tuple:
-            return self._of_tuple(value)
+            parts = tuple(map(self._of, value))
+            return value if all(one is other for one, other in zip(parts, value, strict=True)) else parts
         if kind is list or kind in _MAPPINGS:
-            self._enter(value)
-            return value
-        if kind in (set, frozenset):
+            self._left.append(value)
+            if attributes := getattr(value, "__dict__", None):
+                if kind is not OrderedDict:  # torch sets attributes only there
+                    raise refused("attributes of what has none")
+                self._left.append(attributes)
+        elif kind in (set, frozenset):
             for each in value:
                 self._check_key(each)
-            return value
-        if kind is Stored:
+        elif kind is Stored:
             self.is_complete = False  # torch.load makes other objects of storages without tensors
             storage, dtype = self._storage(value)
             return storage if dtype is None else torch_compat.typed(storage, dtype)
-        if kind is type and issubclass(value, Named):
+        elif kind is type and issubclass(value, Named):
             self.is_complete = False
             return Placeholder(value.full)
-        if kind is Placeholder:
-            return value
-        raise refused(f"a {kind.__name__}")
-
-    def _of_tuple(self, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        if id(value) not in self._tuples:
-            parts = tuple(map(self._of, value))
-            is_same = all(one is other for one, other in zip(parts, value, strict=True))
-            self._tuples[id(value)] = value, value if is_same else parts
-        made: tuple[Any, ...] = self._tuples[id(value)][1]
-        return made
+        elif kind is not Placeholder:
+            raise refused(f"a {kind.__name__}")
+        return value
 
     def _check_key(self, key: Any) -> None:
-        if type(key) is tuple:
-            for each in key:
-                self._check_key(each)
-        elif type(key) not in _VALUES and self._of(key) is not key:
-            self.is_complete = False
-
-    def _enter(self, container: Any) -> None:
-        if id(container) in self._entered:
-            return
-        self._entered[id(container)] = container
-        self._left.append(container)
-        if attributes := getattr(container, "__dict__", None):
-            if type(container) is not OrderedDict:  # torch sets attributes only there
-                raise refused("attributes of what has none")
-            self._left.append(attributes)
+        if type(key) not in _VALUES and self._of(key) is not key:
+            raise refused("a key of an unknown kind")
 
     def _of_named(self, named: Named) -> Any:
         if named.path is _MADE:
