@@ -80,7 +80,6 @@ class PartWriter:
         self._buffer = memoryview(b"")
         self._sealed = self._used = 0
         self._lent: list[memoryview] = []  # the buffers of this part
-        self._free: list[memoryview] = []
         self._sent_before = 0
         self._changed = threading.Condition()
         self._in_flight: set[int] = set()  # the numbers of the parts
@@ -171,6 +170,7 @@ class PartWriter:
     def finish(self, **conditions: Any) -> Any:
         """Publish the object, on conditions such as ``IfNoneMatch``, and return the server's answer."""
         self._add_joined()
+        self._transfer.buffers.leave(self)
         if self.upload is None and not self.copied:
             payload, _ = self._payload()
             sending = put(self._call, self._transfer, payload, checked=self._checked, **conditions)
@@ -178,7 +178,6 @@ class PartWriter:
         if self._filled or not (self._number or self.copied):  # an upload has at least one part, which may be empty
             self._send_part()
         self._wait_until(lambda: not self._in_flight)
-        self._free.clear()  # the closed file may live on
         assert self.upload is not None
         return self._result(self._work_for(self._complete(self.upload, **conditions)))
 
@@ -203,6 +202,7 @@ class PartWriter:
 
     async def abandon(self) -> None:
         """End without an object; runs on the event loop. No thread uses the written memory when this returns."""
+        self._transfer.buffers.leave(self)
         if self._sending is not None:
             self._sending.cancel()
             await ended(self._sending)
@@ -239,10 +239,10 @@ class PartWriter:
             self._filled += len(taken)
 
     def _take_buffer(self, wanted: int) -> None:
-        if self._free:
-            memory = self._free.pop()
-        else:
-            memory = new_buffer(self._first_part if self._first_part <= _LARGEST_BUFFER else _STEP)
+        size = self._first_part if self._first_part <= _LARGEST_BUFFER else _STEP
+        memory = self._transfer.buffers.take(size, self)
+        if memory is None:
+            memory = new_buffer(size)
             populate(memory[:wanted])
         self._lent.append(memory)
         self._buffer = memory[: self._part_size - self._filled]
@@ -322,8 +322,7 @@ class PartWriter:
         with self._changed:
             self._in_flight.remove(number)
             self._transfer.buffered.pop((id(self), number), None)
-            if sum(map(len, self._free)) < self._transfer.room:  # else other files need the memory
-                self._free += lent
+            self._transfer.buffers.give_back(lent, self._transfer.room)
             self._changed.notify_all()
 
     def _note_failure(self, future: Future[Any]) -> None:

@@ -154,7 +154,7 @@ def test_unknown_size(server: LocalS3, folder: str, proxy: FaultProxy, monkeypat
                 assert file.tell() == sum(map(len, pieces[: pieces.index(piece) + 1]))
         assert sizes(parts(proxy)) == [*[part] * (len(DATA) // part), len(DATA) % part]
         assert {*buffers[1:]} == {part}  # one for each part, so none holds unused memory
-        assert file._writer._free == file._writer._lent == []  # a closed file holds none
+        assert fs.transfer.buffers.free == file._writer._lent == []  # closed files hold none
         assert fs.cat_file(f"{folder}/object") == DATA
 
 
@@ -389,6 +389,28 @@ def test_files_share_the_memory_of_copies(server: LocalS3, folder: str, proxy: F
         file.write(bytes(3 * BLOCK))
         raise ZeroDivisionError
     assert fs.transfer.room == 8 * BLOCK
+
+
+def test_idle_files_share_their_buffers(fs: CSXFileSystem, folder: str) -> None:
+    """The free buffers of all open files together have the bound of all copies; closed files have none."""
+    fs.connect()
+    free = fs.transfer.buffers
+    with fs.transfer.slots.fixed(MIN_REQUESTS):
+        files = [fs.open(f"{folder}/{number}", "wb", block_size=BLOCK * (1 + number % 2)) for number in range(4)]
+        for file in files:
+            file.write(bytearray(8 * BLOCK + MIB))
+            file._writer._wait_until(lambda file=file: not file._writer._in_flight)
+            assert 0 < sum(map(len, free.free)) <= fs.transfer.buffered_bytes
+            assert len({*map(len, free.free)}) == 1
+        with fs.open(f"{folder}/small", "wb") as small:  # its only buffer is not one of the free ones
+            small.write(bytearray(MIB))
+        for file in files[:3]:
+            file.close()
+        assert free.free
+        files[3].discard()
+        assert not free.free
+    fs.rm_file(f"{folder}/small")
+    assert sorted(fs.cat(f"{folder}/", recursive=True).values()) == [bytes(8 * BLOCK + MIB)] * 3
 
 
 def test_threads_share_a_file(fs: CSXFileSystem, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

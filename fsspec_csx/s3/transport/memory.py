@@ -1,10 +1,16 @@
-"""Allocates new memory in one call: letting the kernel allocate it page by page takes longer than filling it."""
+"""Buffers: the kernel clears new memory, which takes longer than filling it, so they are used again.
+
+New ones are allocated in one call, as page by page takes longer still.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
 import sys
+import threading
+import weakref
+from collections.abc import Sequence
 
 # MADV_POPULATE_WRITE: https://man7.org/linux/man-pages/man2/madvise.2.html
 _POPULATE_WRITE = 23
@@ -16,6 +22,35 @@ _madvise = None
 if sys.platform == "linux":
     _madvise = ctypes.CDLL(None).madvise
     _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+class BufferPool:
+    """Free buffers, shared by open files; it is empty when no file uses it. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.free: list[memoryview] = []
+        self._users: weakref.WeakSet[object] = weakref.WeakSet()
+        self._lock = threading.RLock()  # a signal handler may write to a file too
+
+    def take(self, size: int, user: object) -> memoryview | None:
+        """Return a free buffer of ``size`` bytes; if there is none, drop the others, whose memory counts too."""
+        with self._lock:
+            self._users.add(user)
+            self.free = [each for each in self.free if len(each) == size]
+            return self.free.pop() if self.free else None
+
+    def give_back(self, buffers: Sequence[memoryview], most: int) -> None:
+        """Keep buffers that nothing uses any more, unless ``most`` bytes are free already."""
+        with self._lock:
+            if self._users and sum(map(len, self.free)) < most:
+                self.free += buffers
+
+    def leave(self, user: object) -> None:
+        """Note that a file needs no buffers any more."""
+        with self._lock:
+            self._users.discard(user)
+            if not self._users:
+                self.free.clear()
 
 
 def new_buffer(size: int) -> memoryview:

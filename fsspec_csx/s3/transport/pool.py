@@ -15,6 +15,7 @@ from fsspec_csx.s3.transport.call_scope import Body, finish_despite_cancel, scop
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS, slots_for
 from fsspec_csx.s3.transport.exchange import Exchange
 from fsspec_csx.s3.transport.learned_template import LearnedTemplate
+from fsspec_csx.s3.transport.memory import BufferPool
 from fsspec_csx.s3.transport.queued_requests import SignedRead
 from fsspec_csx.s3.transport.range_planning import size_for
 from fsspec_csx.s3.transport.request_body import RequestBody
@@ -51,6 +52,7 @@ class Transfer:
     Attributes:
         checksums: whether the server accepts checksums of uploads; None before the first upload.
         buffered: how many copied bytes each part in flight has, by the ``id`` of its writer and its number.
+        buffers: the buffers for copied bytes of all files that are written.
         slots: the turns of all requests of the process to the same store.
         exchange: makes one request on its connections.
         signer: makes templates of its requests.
@@ -66,6 +68,7 @@ class Transfer:
         )
         self.signer = Signer(client)
         self.buffered: dict[tuple[int, int], int] = {}
+        self.buffers = BufferPool()
         self.loop = asyncio.get_running_loop()
         if former is not None and former.loop is self.loop and self.exchange.is_like(former.exchange):
             self._threads: Threads = former._threads
