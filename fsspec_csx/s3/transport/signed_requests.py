@@ -227,7 +227,7 @@ class SignedRequests(Generic[R]):
             self._takers += 1
 
     async def _take_turns(self, number: int) -> None:
-        while self._queue:
+        while self._queue and self._takers <= self._width:  # waiting for a turn would end those of the others
             if self._learned is None:
                 await self._make_alone(self._queue.popleft())
                 continue
