@@ -41,7 +41,7 @@ def add(verbs: Verbs) -> None:
         help="default: that of the suffix, otherwise torch; distributed means torch.distributed.checkpoint",
     )
     parser.add_argument(
-        "--max-shard-size", default="5GB", metavar="SIZE", help="of the files of the format huggingface (default: 5GB)"
+        "--max-shard-size", metavar="SIZE", help="of the files of the format huggingface (default: 5GB)"
     )
     parser.add_argument("--drop-values", action="store_true", help="omit values that a safetensors file cannot hold")
     parser.add_argument("-f", "--force", action="store_true", help="replace a checkpoint at the target")

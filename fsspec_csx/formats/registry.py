@@ -109,12 +109,17 @@ def writer(
         Exception: any error of pickle, for an object that cannot be pickled.
     """
     found = get_format(format or name_for(path))
+    return found.writer(obj, copied=copied, **shard_options(found, max_shard_size))
+
+
+def shard_options(format: Format[Any], max_shard_size: int | str | None) -> dict[str, Any]:
+    """Return the option for the size of shards, if one is given; a ValueError if the format has no shards."""
     if max_shard_size is None:
-        return found.writer(obj, copied=copied)
-    if not found.has_shard_size:
-        msg = f"max_shard_size is for the format huggingface, not for {found.name}. Leave it out, or name that format."
+        return {}
+    if not format.has_shard_size:
+        msg = f"max_shard_size is for the format huggingface, not for {format.name}. Leave it out, or name that format."
         raise ValueError(msg)
-    return found.writer(obj, copied=copied, max_shard_size=max_shard_size)
+    return {"max_shard_size": max_shard_size}
 
 
 def name_for(path: str) -> str:

@@ -48,7 +48,7 @@ def convert(
     format: str | None = None,
     drop_values: bool = False,
     overwrite: bool = False,
-    max_shard_size: int | str = "5GB",
+    max_shard_size: int | str | None = None,
     callback: Callback | None = None,
 ) -> ConvertResult:
     """Convert a checkpoint to another format or dtype, or extract a part of it.
@@ -88,8 +88,10 @@ def convert(
         from fsspec_csx.formats.writer import Target
 
         cast = None if dtype is None else getattr(torch, _name(dtype))
-        options = ConvertOptions(origin.display_path, cast, keys, drop_values, not overwrite, max_shard_size)
-        found = registry.get_format(kind).convert(opened, options, Target(*place.through, place.display_path), progress)
+        writes = registry.get_format(kind)
+        shards = registry.shard_options(writes, max_shard_size)
+        options = ConvertOptions(origin.display_path, cast, keys, drop_values, not overwrite, **shards)
+        found = writes.convert(opened, options, Target(*place.through, place.display_path), progress)
     size = found.size or inspect(written).size
     return ConvertResult(place.display_path, kind, **{**vars(found), "size": size})
 

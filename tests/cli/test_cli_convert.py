@@ -61,6 +61,8 @@ def test_huggingface(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [*load(tmp_path / "other")] == ["model.w", "model.n"]
     assert run(source, f"{tmp_path}/third", *options, "many") == FAILED
     assert "max_shard_size is 'many'" in capsys.readouterr().err
+    assert run(source, f"{tmp_path}/third", "--max-shard-size", "1GB") == FAILED
+    assert "max_shard_size is for the format huggingface" in capsys.readouterr().err
     assert not (tmp_path / "third").exists()
 
 

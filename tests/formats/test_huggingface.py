@@ -391,7 +391,7 @@ def highest():
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 before = highest()
-convert(sys.argv[1], sys.argv[2], format=sys.argv[3], max_shard_size="64MB")
+convert(sys.argv[1], sys.argv[2], format=sys.argv[3], max_shard_size="64MB" if sys.argv[3] == "huggingface" else None)
 print((highest() - before) // 1024)
 """
 
