@@ -241,7 +241,8 @@ def stream(
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         InvalidCheckpointError: a ValueError, if the file is empty, truncated, damaged, or of another format. The
-            iterator raises it if the checksum of a tensor, which it names, is wrong.
+            iterator raises it if the checksum of a tensor, which it names, is wrong; at its end, if all tensors of
+            safetensors files differ from the server's checksum.
         MissingEntryError: a KeyError, if the checkpoint has no entry with a name in ``keys``; no tensor is read then.
         OSError: any error of the filesystem, unchanged, such as FileNotFoundError.
     """
