@@ -14,6 +14,7 @@ from proxy import Fault, error_answer, fault_proxy, through
 from fsspec_csx.s3.consistent_read import BytesBuffer
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport import compat
+from fsspec_csx.s3.transport.concurrency import RequestSlots
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST
 from fsspec_csx.testing import LocalS3
 
@@ -73,6 +74,20 @@ def test_memory_is_free_afterwards(fs: CSXFileSystem, bucket: str) -> None:
 
 def _buffers() -> int:
     return sum(isinstance(each, BytesBuffer) for each in gc.get_objects())
+
+
+def test_number_of_small_requests(fs: CSXFileSystem, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a call makes many requests, and no longer, a far store gets more at a time; also if the call fails."""
+    calls: list[int] = []
+    monkeypatch.setattr(RequestSlots, "expect_small", lambda _, number: calls.append(number))
+    objects = {f"{bucket}/{number}": b"%d" % number for number in range(5)}
+    fs.pipe(objects)
+    assert fs.cat(list(objects)) == objects
+    with pytest.raises(FileNotFoundError):
+        fs.cat([*objects, f"{bucket}/missing"])
+    assert calls == 3 * [1, -1]
+    assert fs.cat_file(f"{bucket}/0") == b"0"
+    assert len(calls) == 6
 
 
 def test_conditions(server: LocalS3, bucket: str, caplog: pytest.LogCaptureFixture) -> None:

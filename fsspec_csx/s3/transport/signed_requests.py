@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fsspec_csx.errors import EndpointError
@@ -318,13 +318,15 @@ class SignedRequests(Generic[R]):
         turn.request = request
         try:
             while not turn.given_up:
-                watch = self._slow.watched(request.body) if isinstance(request, SignedRead) else nullcontext()
-                with watch as attempt:
-                    try:
-                        return (yield from self._attempt(turn, request, link))
-                    except Exception:  # botocore repeats the request, and raises the error
-                        if attempt is None or not attempt.ended:
-                            return 0.0
+                attempt = self._slow.begin(request.body) if isinstance(request, SignedRead) else None
+                try:
+                    return (yield from self._attempt(turn, request, link))
+                except Exception:  # botocore repeats the request, and raises the error
+                    if attempt is None or not attempt.ended:
+                        return 0.0
+                finally:
+                    if attempt is not None:
+                        self._slow.end(attempt)
             return 0.0
         finally:
             turn.request, turn.accepting = None, False

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from statistics import median
 from typing import Any
 
@@ -59,17 +58,17 @@ class SlowConnections:
         self._taken: list[tuple[float, int]] = []  # seconds and bytes of the finished requests
         self._left = _MOST
 
-    @contextmanager
-    def watched(self, wanted: RangeRequest) -> Iterator[Attempt]:
-        """Watch the request that is made within the block."""
+    def begin(self, wanted: RangeRequest) -> Attempt:
+        """Watch a request until ``end``."""
         attempt = Attempt(wanted)
         self._running.add(attempt)
-        try:
-            yield attempt
-            if wanted.complete:
-                self._taken.append((time.monotonic() - attempt.began, attempt.length))
-        finally:
-            self._running.discard(attempt)
+        return attempt
+
+    def end(self, attempt: Attempt) -> None:
+        """End the watch of a request."""
+        self._running.discard(attempt)
+        if attempt.wanted.complete:
+            self._taken.append((time.monotonic() - attempt.began, attempt.length))
 
     async def watch(self) -> None:
         """Shut down slow connections until cancelled; runs on the event loop."""
