@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.storage.atomic import atomic_write
+from fsspec_csx.storage.files import checksum_of
 
 SUFFIX = ".json"
-_CHUNK = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,8 @@ class LocalRecord:
     def matching(self, path: str) -> LocalRecord | None:
         """Return this record or the former one, whichever matches the bytes at a path; None if neither does."""
         with contextlib.suppress(OSError, TypeError), open(path, "rb") as file:
-            found = os.fstat(file.fileno()).st_size, _checksum(file)
+            checksum = CRC64NVME.encoded(checksum_of(file, CRC64NVME.compute))
+            found = os.fstat(file.fileno()).st_size, checksum
             records = [self, *([LocalRecord(**self.former)] if self.former else [])]
             return next((each for each in records if (each.size, each.crc64nvme) == found), None)
         return None
@@ -85,15 +85,3 @@ class SummedFile:
     @property
     def checksum(self) -> str:
         return CRC64NVME.encoded(self._crc)
-
-
-def chunks(file: Any) -> Iterator[bytes]:
-    while chunk := file.read(_CHUNK):
-        yield chunk
-
-
-def _checksum(file: Any) -> str:
-    checksum = 0
-    for chunk in chunks(file):
-        checksum = CRC64NVME.compute(memoryview(chunk), checksum)
-    return CRC64NVME.encoded(checksum)

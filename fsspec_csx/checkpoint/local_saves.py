@@ -13,7 +13,6 @@ from typing import Any
 from fsspec.callbacks import NoOpCallback
 
 from fsspec_csx.checkpoint import save_queue
-from fsspec_csx.checkpoint.local_record import chunks
 from fsspec_csx.checkpoint.local_tier import LocalTier, name_of
 from fsspec_csx.checkpoint.save_future import SaveFuture, SaveProgress
 from fsspec_csx.errors import ChecksumError
@@ -21,7 +20,7 @@ from fsspec_csx.formats import registry
 from fsspec_csx.formats.writer import CheckpointWriter, FileWriter, Target
 from fsspec_csx.s3.upload_journal import digest
 from fsspec_csx.storage.atomic import atomic_write
-from fsspec_csx.storage.files import resolve_path, unwrap_filesystem
+from fsspec_csx.storage.files import chunks, resolve_path, unwrap_filesystem
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.storage.progress import AdvanceCallback
 

@@ -6,14 +6,15 @@ import errno
 import os
 import re
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any
 
 from fsspec_csx.errors import ChecksumError, CSXError
 from fsspec_csx.manage.location import Location
 from fsspec_csx.storage.atomic import atomic_write, publish, resolve_target
+from fsspec_csx.storage.files import checksum_of, chunks
 from fsspec_csx.storage.progress import AdvanceCallback
 
-_CHUNK = 16 * 2**20
 RESUME_HINT = "Run the same command again to resume."
 # ETags: the MD5 of an object, or the MD5 of its parts' MD5s.
 _MD5 = re.compile(r'"?[0-9a-f]{32}(?:-\d+)?"?')
@@ -94,7 +95,7 @@ def _resumable(source: Location, target: Location) -> bool:
 def _copy_in_chunks(source: Location, target: Location, advance: Callable[[int], object], mode: str) -> None:
     before = source.state()
     with source.opened() as file, atomic_write(*target.through, exclusive=mode == "create") as written:
-        while chunk := file.read(_CHUNK):
+        for chunk in chunks(file):
             written.write(chunk)
             advance(len(chunk))
         source.check_state(before)
@@ -118,21 +119,7 @@ def same_content(one: Location, other: Location) -> bool:
             return True
     for stamp, read in zip(stamps, (other, one), strict=True):
         if stamp and stamp.algorithm:
-            return stamp.algorithm.encoded(_checksum(read, stamp.algorithm.compute)) == stamp.checksum
-    return _equal(one, other)
-
-
-def _checksum(place: Location, compute: Callable[[memoryview, int], int]) -> int:
-    checksum = 0
-    with place.opened() as file:
-        while chunk := file.read(_CHUNK):
-            checksum = compute(memoryview(chunk), checksum)
-    return checksum
-
-
-def _equal(one: Location, other: Location) -> bool:
+            with read.opened() as file:
+                return stamp.algorithm.encoded(checksum_of(file, stamp.algorithm.compute)) == stamp.checksum
     with one.opened() as file, other.opened() as second:
-        while chunk := file.read(_CHUNK):
-            if chunk != second.read(_CHUNK):
-                return False
-        return not second.read(1)
+        return all(mine == its for mine, its in zip_longest(chunks(file), chunks(second)))

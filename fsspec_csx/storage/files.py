@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 import fsspec
@@ -13,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from fsspec_csx.storage.paths import is_local
 
+_CHUNK = 16 * 2**20
 # The details of a file that change with its content.
 _CHANGING = ("size", "ETag", "LastModified", "mtime", "modified", "updated", "created", "generation")
 
@@ -72,6 +73,20 @@ def file_size(file: IO[bytes]) -> int:
     size = file.tell()
     file.seek(0)
     return size
+
+
+def chunks(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the rest of a file, 16 MiB at a time."""
+    while chunk := file.read(_CHUNK):
+        yield chunk
+
+
+def checksum_of(file: IO[bytes], compute: Callable[[memoryview, int], int]) -> int:
+    """Return the checksum of the rest of a file; ``compute`` continues one with more bytes."""
+    checksum = 0
+    for chunk in chunks(file):
+        checksum = compute(memoryview(chunk), checksum)
+    return checksum
 
 
 def file_state(fs: fsspec.AbstractFileSystem | None, path: str) -> dict[str, Any]:
