@@ -7,7 +7,7 @@ guards against redirects and endless bodies could be bypassed silently.
 from __future__ import annotations
 
 import asyncio.tasks
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from ssl import SSLSocket
 from typing import Any
 
@@ -18,7 +18,6 @@ from urllib3.util.proxy import connection_requires_http_tunnel
 
 from fsspec_csx.private_names import check, release
 
-run_in_chunks = asyn._run_coros_in_chunks
 # Documented by asyncio: removes a task from those that the end of an event loop cancels.
 unregister_task = asyncio.tasks._unregister_task
 
@@ -65,6 +64,11 @@ _OWNERS = ("botocore.", "aiobotocore.", "fsspec_csx.")
 
 
 check(_NAMES)
+
+
+async def run_in_chunks(coroutines: Sequence[Any], **options: Any) -> Any:
+    """Run coroutines as fsspec does, also if there are none, which old releases refuse without a limit."""
+    return await asyn._run_coros_in_chunks(coroutines, **options) if coroutines else []
 
 
 def http_session(client: Any) -> Any:
