@@ -12,7 +12,8 @@ import threading
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from botocore.awsrequest import AWSHTTPSConnection, AWSHTTPSConnectionPool
+from urllib3.connection import HTTPSConnection
+from urllib3.connectionpool import HTTPSConnectionPool
 
 from fsspec_csx.s3.transport import compat
 
@@ -81,15 +82,13 @@ def has_decrypted(link: Any) -> bool:
     return isinstance(link, ssl.SSLSocket) and link.pending() > 0
 
 
-class TLSConnection(AWSHTTPSConnection):  # type: ignore[misc]
+class TLSConnection(HTTPSConnection):
     """A connection that shares parsed CA certificates with others: parsing takes 17 ms."""
-
-    ca_certs: str | None
 
     @property
     def is_connected(self) -> bool:
         """Whether the connection can be reused; it cannot if decrypted bytes are left, which answer no request."""
-        return bool(super().is_connected) and not has_decrypted(self.sock)
+        return super().is_connected and not has_decrypted(self.sock)
 
     def connect(self) -> None:
         """Connect, with ``TLSSocket`` and shared CA certificates where possible."""
@@ -118,7 +117,7 @@ class TLSConnection(AWSHTTPSConnection):  # type: ignore[misc]
         self.ca_certs = None
 
 
-class TLSPool(AWSHTTPSConnectionPool):  # type: ignore[misc]
+class TLSPool(HTTPSConnectionPool):
     """A pool of connections with TLS."""
 
     ConnectionCls = TLSConnection
