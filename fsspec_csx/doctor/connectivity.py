@@ -8,12 +8,12 @@ from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 
 from botocore.awsrequest import AWSRequest
-from botocore.httpsession import URLLib3Session
 
 from fsspec_csx.doctor.check import Check, failed, lacking, passed, skipped
 from fsspec_csx.doctor.effective_config import EffectiveConfig, ProbeFileSystem
 from fsspec_csx.errors import AccessDeniedError
 from fsspec_csx.s3.client.error_mapping import FailedRequest, code_of, explain
+from fsspec_csx.s3.transport.compat import BlockingSession
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html
 _LARGEST_SKEW = timedelta(minutes=15)
@@ -28,7 +28,7 @@ def check_endpoint(effective: EffectiveConfig) -> Iterator[Check]:
     """Check the endpoint and its clock with one unsigned request."""
     client = effective.unsigned._s3
     config = client.meta.config
-    session = URLLib3Session(
+    session = BlockingSession(
         verify=effective.verify,
         proxies=effective.proxies,
         timeout=(config.connect_timeout, config.read_timeout),

@@ -10,6 +10,7 @@ import pytest
 from handshakes import Handshakes
 from proxy import FaultProxy, fault_proxy
 
+from fsspec_csx.doctor.run import checks
 from fsspec_csx.errors import UntrustedCertificateError
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
@@ -50,6 +51,9 @@ def test_stranger(server: LocalS3, proxy: FaultProxy, bucket: str) -> None:
             fs.connect()
             with fs.transfer.slots.fixed(requests), pytest.raises(UntrustedCertificateError):
                 call(fs)
+    options = {**server.storage_options(), "config_kwargs": {"proxies": {"http": proxy.url}}}
+    (reachable,) = (check for check in checks(None, storage_options=options, speed=False) if check.name == "reachable")
+    assert reachable.ok is False
     assert not proxy.requests
 
 

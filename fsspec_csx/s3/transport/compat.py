@@ -13,6 +13,7 @@ from typing import Any
 
 from aiobotocore.credentials import AioContainerProvider, AioInstanceMetadataProvider
 from aiobotocore.httpsession import AIOHTTPSession
+from botocore.httpsession import URLLib3Session
 from fsspec import asyn
 from urllib3.util.proxy import connection_requires_http_tunnel
 
@@ -50,6 +51,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "_setup_ssl_cert",
         "_verify",
     ),
+    "botocore.httpsession:URLLib3Session.send": ("_setup_ssl_cert",),
     "fsspec.asyn:_run_coros_in_chunks": (),
     "s3fs.core:S3FileSystem": ("_call_s3", "_extra_tokenize_attributes", "get_s3"),
     "s3fs.core:S3FileSystem.set_session": ("_prepare_config_kwargs",),
@@ -116,14 +118,20 @@ def tls_write(link: SSLSocket) -> Callable[[memoryview], int]:
     return link._sslobj.write if link._sslobj else link.send  # type: ignore[attr-defined]
 
 
-def pool_to(session: Any, url: str) -> Any:
-    """Return the pool of a URLLib3Session with the connections to a URL, or to its proxy."""
+class BlockingSession(URLLib3Session):  # type: ignore[misc]
+    """botocore's blocking connections; they also verify a proxy by https that forwards requests by http."""
+
+    def _setup_ssl_cert(self, conn: Any, url: str, verify: bool | str) -> None:
+        if conn.scheme == "https" and url.startswith("http:"):
+            verify = verify and (self._proxy_config.settings.get("proxy_ca_bundle") or verify)
+        super()._setup_ssl_cert(conn, f"{conn.scheme}:", verify)
+
+
+def pool_to(session: BlockingSession, url: str) -> Any:
+    """Return the pool of a session with the connections to a URL, or to its proxy."""
     manager = session._get_connection_manager(url, session._proxy_config.proxy_url_for(url))
     pool = manager.connection_from_url(url)
-    verify = session._verify
-    if pool.scheme == "https" and url.startswith("http:"):  # botocore would not verify a proxy that forwards requests
-        verify = verify and (session._proxy_config.settings.get("proxy_ca_bundle") or verify)
-    session._setup_ssl_cert(pool, f"{pool.scheme}:", verify)
+    session._setup_ssl_cert(pool, url, session._verify)
     return pool
 
 
@@ -161,8 +169,8 @@ def set_read_timeout(pool: Any, link: Any) -> None:
     link.settimeout(pool.timeout.read_timeout)
 
 
-def use_pools(session: Any, **pools: type[Any]) -> None:
-    """Set the classes of pools that a URLLib3Session creates, by the schemes of URLs."""
+def use_pools(session: BlockingSession, **pools: type[Any]) -> None:
+    """Set the classes of pools that a session creates, by the schemes of URLs."""
     session._pool_classes_by_scheme.update(pools)
 
 

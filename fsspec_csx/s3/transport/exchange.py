@@ -11,7 +11,6 @@ from urllib.parse import quote, urlsplit
 
 from aiobotocore.awsrequest import AioAWSResponse
 from botocore import exceptions as boto
-from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
 from urllib3.connection import CertificateError  # type: ignore[attr-defined]
 from urllib3.exceptions import ClosedPoolError, ConnectTimeoutError, HTTPError, SSLError
@@ -71,9 +70,9 @@ class Exchange:
             "proxies_config": config.proxies_config,
         }
         if former is not None and self.is_like(former):
-            self.session: URLLib3Session = former.session
+            self.session: compat.BlockingSession = former.session
         else:
-            self.session = URLLib3Session(**self._settings)
+            self.session = compat.BlockingSession(**self._settings)
             compat.use_pools(self.session, https=TLSPool)
 
     def is_like(self, other: Exchange) -> bool:
