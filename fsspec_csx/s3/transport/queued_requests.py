@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.s3.transport.byte_range import RangeRequest
@@ -201,6 +202,28 @@ class SignedPart(_SignedUpload):
         self._stored(self)
         self.body = None
         return True
+
+
+class Turn:
+    """What a thread does in its turn, as the body of a scope."""
+
+    def __init__(self) -> None:
+        self.thread: Future[Any] | None = None
+        self.request: SignedRead | SignedWrite | SignedPart | None = None
+        self.accepting = False  # whether the thread is processing the bytes received
+        self.given_up = False
+
+    def give_up(self) -> None:
+        """Make the thread end soon."""
+        self.given_up = True
+        if (request := self.request) is not None:
+            request.give_up()
+
+    @property
+    def uses_caller_memory(self) -> bool:
+        """Whether the thread uses the caller's memory, or processes received bytes."""
+        body = None if (request := self.request) is None else request.body
+        return self.accepting or (body is not None and body.uses_caller_memory)
 
 
 def _stored(head: ResponseHead, data: bytes) -> Mapping[str, Any] | None:

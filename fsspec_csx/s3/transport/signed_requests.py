@@ -26,7 +26,7 @@ from fsspec_csx.s3.transport.call_scope import Scope, finish_despite_cancel, sco
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
 from fsspec_csx.s3.transport.learned_template import FAILURES, Learned, LearnedTemplate
 from fsspec_csx.s3.transport.link import Link
-from fsspec_csx.s3.transport.queued_requests import SignedPart, SignedRead, SignedWrite
+from fsspec_csx.s3.transport.queued_requests import SignedPart, SignedRead, SignedWrite, Turn
 from fsspec_csx.s3.transport.request_context import using
 from fsspec_csx.s3.transport.slow_connections import SlowConnections
 from fsspec_csx.s3.transport.socket_loop import LocalCalls, SocketLoop, Steps, run_alone
@@ -49,28 +49,6 @@ _waits = random.Random()
 
 
 R = TypeVar("R", bound=SignedRead | SignedWrite | SignedPart)
-
-
-class _Turn:
-    """What a thread does in its turn, as the body of a scope."""
-
-    def __init__(self) -> None:
-        self.thread: Future[Any] | None = None
-        self.request: SignedRead | SignedWrite | SignedPart | None = None
-        self.accepting = False  # whether the thread is processing the bytes received
-        self.given_up = False
-
-    def give_up(self) -> None:
-        """Make the thread end soon."""
-        self.given_up = True
-        if (request := self.request) is not None:
-            request.give_up()
-
-    @property
-    def uses_caller_memory(self) -> bool:
-        """Whether the thread uses the caller's memory, or processes received bytes."""
-        body = None if (request := self.request) is None else request.body
-        return self.accepting or (body is not None and body.uses_caller_memory)
 
 
 class SignedRequests(Generic[R]):
@@ -112,7 +90,7 @@ class SignedRequests(Generic[R]):
         self._ended: deque[R] = deque()
         self._most = min(transfer.in_flight, most if most and most > 0 else transfer.in_flight)
         self._present_signer = signer
-        self._takers = 0
+        self._takers = self._idle = 0  # how many there are, and how many of them are about to take a request
         number = (
             min(_THREADS, os.cpu_count() or 1)
             if shared and hasattr(select, "poll") and transfer.exchange.shares_threads
@@ -222,17 +200,25 @@ class SignedRequests(Generic[R]):
 
     def _start_takers(self) -> None:
         """Start as many tasks as may have requests in flight; a thread ends its turn early if more wait."""
-        for _ in range(min(self._width - self._takers, len(self._queue))):
+        for _ in range(min(self._width - self._takers, len(self._queue) - self._idle)):
             self._start(self._take_turns(self._takers))
             self._takers += 1
+            self._count_idle(1)
+
+    def _count_idle(self, change: int) -> None:
+        with self._lock:
+            self._idle += change
 
     async def _take_turns(self, number: int) -> None:
         while self._queue and self._takers <= self._width:  # waiting for a turn would end those of the others
             if self._learned is None:
-                await self._make_alone(self._queue.popleft())
+                request = self._queue.popleft()
+                self._count_idle(-1)
+                await self._make_alone(request)
+                self._count_idle(1)
                 continue
             async with self._transfer.turn():
-                turn = _Turn()
+                turn = Turn()
                 begin = functools.partial(self._begin, number, turn)
                 failed, seconds = await asyncio.wrap_future(self._scope.begin(turn, begin))
             self._report_ended()
@@ -244,6 +230,8 @@ class SignedRequests(Generic[R]):
                 failed.forget_failures()
                 await self._make_alone(failed)
                 await self._forgive()
+            self._count_idle(1)
+        self._count_idle(-1)
         self._takers -= 1
         if self._queue:  # added meanwhile
             self._wake()
@@ -253,7 +241,7 @@ class SignedRequests(Generic[R]):
             await self._alone(request)
         self._end_one()
 
-    def _begin(self, number: int, turn: _Turn) -> Future[tuple[R | None, float]]:
+    def _begin(self, number: int, turn: Turn) -> Future[tuple[R | None, float]]:
         if self._loops and self._transfer.width > MIN_REQUESTS:
             with suppress(OSError):  # too many open files for one more loop
                 return self._loops[number % len(self._loops)].run(self._work(turn, shares_thread=True))
@@ -290,8 +278,9 @@ class SignedRequests(Generic[R]):
         if not self._left and not self._growing and not self._done.done():
             self._done.set_result(None)
 
-    def _work(self, turn: _Turn, *, shares_thread: bool = False) -> Steps[tuple[R | None, float]]:
+    def _work(self, turn: Turn, *, shares_thread: bool = False) -> Steps[tuple[R | None, float]]:
         """Make requests on a connection until one fails; return it, and how long to wait before repeating it."""
+        self._count_idle(-1)
         slots, began = self._transfer.slots, time.monotonic()
         assert self._learned is not None
         link = self._transfer.exchange.link(self._learned.template.url, shares_thread=shares_thread)
@@ -313,7 +302,7 @@ class SignedRequests(Generic[R]):
             link.give_back()
         return None, 0.0
 
-    def _try(self, turn: _Turn, request: R, link: Link) -> Steps[float | None]:
+    def _try(self, turn: Turn, request: R, link: Link) -> Steps[float | None]:
         """Make a request; return None if it succeeded, or how long to wait before repeating it."""
         turn.request = request
         try:
@@ -331,7 +320,7 @@ class SignedRequests(Generic[R]):
         finally:
             turn.request, turn.accepting = None, False
 
-    def _attempt(self, turn: _Turn, request: R, link: Link) -> Steps[float | None]:
+    def _attempt(self, turn: Turn, request: R, link: Link) -> Steps[float | None]:
         if not isinstance(request, SignedRead):
             yield from self._local.made(request.prepare)
         assert self._learned is not None
