@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from fsspec_csx.errors import CheckpointLimitError, InvalidCheckpointError
 from fsspec_csx.formats import sniff
 from fsspec_csx.tensors import torch_compat
+from fsspec_csx.tensors.names import children
 
 DEPTH_LOADED = 500
 """How deeply the containers of a file may be nested: more than pickle itself writes by default."""
@@ -35,10 +37,10 @@ _METHODS = {
 
 def check(obj: Any, name: str) -> None:
     """Check the depth and the sparse tensors of an object that torch.load considers safe, each object once."""
-    for container, path in _containers(obj, once=True):
+    for _, entries, path in _containers(obj, once=True):
         if len(path) >= DEPTH_LOADED:
             raise _too_deep(name, DEPTH_LOADED, _ELSEWHERE)
-        _check_sparse(_inside(container) or (), name)
+        _check_sparse((value for _, value in entries), name)
     _check_sparse([obj], name)
 
 
@@ -76,11 +78,11 @@ def check_entries(obj: Any, name: str) -> None:
     """
     seen: set[int] = set()
     visited = own = 0
-    for container, path in _containers(obj, once=False):
+    for container, entries, path in _containers(obj, once=False):
         if id(container) not in seen:
             seen.add(id(container))
-            own += len(container)
-        visited += len(container)
+            own += len(entries)
+        visited += len(entries)
         if len(path) >= DEPTH:
             raise _too_deep(name, DEPTH, _WHOLE)
         if visited > max(_MANY, _REPEATED * own):
@@ -112,18 +114,10 @@ def values(obj: Any) -> Iterator[Any]:
     while stack:
         value = stack.pop()
         yield value
-        inside = value if isinstance(value, (set, frozenset)) else _inside(value)
+        inside = [(each, None) for each in value] if isinstance(value, (set, frozenset)) else children(value)
         if inside and id(value) not in seen:
             seen.add(id(value))
-            stack.extend(inside)
-            if isinstance(value, Mapping):
-                stack.extend(type(value).keys(value))
-
-
-def _inside(value: Any) -> Collection[Any] | None:
-    if isinstance(value, Mapping):
-        return type(value).values(value)  # an attribute may hide value.values
-    return value if isinstance(value, (list, tuple)) else None
+            stack.extend(itertools.chain.from_iterable(inside))
 
 
 def _too_deep(name: str, most: int, remedy: str) -> CheckpointLimitError:
@@ -132,39 +126,35 @@ def _too_deep(name: str, most: int, remedy: str) -> CheckpointLimitError:
 
 def check_depth(obj: Any) -> None:
     """Raise a ValueError for an object that ``check_entries`` would refuse for its depth."""
-    for _, path in _containers(obj, once=False):
+    for *_, path in _containers(obj, once=False):
         if len(path) >= DEPTH:
             name = ".".join(map(str, path))[:_NAME_SHOWN]
             what = f"The entry {name!r}… is nested deeper than {DEPTH}, where load takes no keys and no into."
             raise ValueError(f"{what} Save it less deeply nested.")
 
 
-def _containers(obj: Any, *, once: bool) -> Iterator[tuple[Any, list[object]]]:
-    """Yield each container in an object that is not empty, itself included, with the keys that lead to it.
+def _containers(obj: Any, *, once: bool) -> Iterator[tuple[Any, list[tuple[Any, Any]], list[object]]]:
+    """Yield each container in an object that is not empty, itself included, its entries, and the keys that lead to it.
 
     With ``once``, a shared container is yielded once; else in each place, but not within itself.
     """
-    if not (isinstance(obj, (Mapping, list, tuple)) and obj):
+    if not (entries := children(obj)):
         return
     path: list[object] = []
-    yield obj, path
+    yield obj, entries, path
     # Not recursive: the remaining entries of each level, and its identity.
-    levels, met = [(iter(_entries(obj)), id(obj))], {id(obj)}
+    levels, met = [(iter(entries), id(obj))], {id(obj)}
     while levels:
-        entries, identity = levels[-1]
-        for key, value in entries:
-            if isinstance(value, (Mapping, list, tuple)) and value and id(value) not in met:
+        left, identity = levels[-1]
+        for key, value in left:
+            if id(value) not in met and (entries := children(value)):
                 path.append(key)
-                yield value, path
+                yield value, entries, path
                 met.add(id(value))
-                levels.append((iter(_entries(value)), id(value)))
+                levels.append((iter(entries), id(value)))
                 break
         else:
             levels.pop()
             path[-1:] = []
             if not once:
                 met.discard(identity)
-
-
-def _entries(container: Any) -> Iterable[tuple[object, Any]]:
-    return type(container).items(container) if isinstance(container, Mapping) else enumerate(container)
