@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec.callbacks import Callback, NoOpCallback
 
 from fsspec_csx.checkpoint.save_future import SaveFuture, SaveProgress
+from fsspec_csx.checkpoint.uncompiled import uncompiled
 from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.files import resolve_path
 from fsspec_csx.storage.paths import checkpoint_path, redacted
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 
 
+@uncompiled
 def save(
     obj: object,
     path: str | os.PathLike[str],

@@ -12,11 +12,13 @@ from fsspec.callbacks import Callback, NoOpCallback
 from fsspec_csx.checkpoint import save_queue
 from fsspec_csx.checkpoint.save_future import SaveFuture, SaveProgress
 from fsspec_csx.checkpoint.save_queue import Save
+from fsspec_csx.checkpoint.uncompiled import uncompiled
 from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.files import resolve_path, unwrap_filesystem
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 
 
+@uncompiled
 def async_save(
     obj: object,
     path: str | os.PathLike[str],
