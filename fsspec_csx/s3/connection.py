@@ -8,14 +8,20 @@ import os
 import sys
 import weakref
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, NoReturn
 
 from botocore import exceptions as boto
 from fsspec.asyn import get_loop, sync_wrapper
 from s3fs import S3FileSystem
 
-from fsspec_csx.errors import BucketNotFoundError, DeleteError, ExpiredCredentialsError, WrongRegionError
+from fsspec_csx.errors import (
+    BucketNotFoundError,
+    DeleteError,
+    DiscardedFileWarning,
+    ExpiredCredentialsError,
+    WrongRegionError,
+)
 from fsspec_csx.redaction import redact_logs
 from fsspec_csx.s3.block_cache import BlockCache
 from fsspec_csx.s3.client import credentials, incomplete_credentials, retries
@@ -23,7 +29,7 @@ from fsspec_csx.s3.client.checksum_headers import CHECKED, ChecksumHeaders
 from fsspec_csx.s3.client.clients import Lease, close_when_unused, keep_while_read, register_handlers
 from fsspec_csx.s3.client.error_mapping import FailedRequest, code_of, explain
 from fsspec_csx.s3.client.no_redirects import BoundedHTTPSession, NoRedirectSession, forbid_redirects
-from fsspec_csx.s3.file import CSXFile, discard_all
+from fsspec_csx.s3.file import CSXFile
 from fsspec_csx.s3.interrupt import make_interruptible
 from fsspec_csx.s3.transport.call_scope import scope, to_thread
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
@@ -37,6 +43,7 @@ from fsspec_csx.s3.transport.request_context import RequestOutcome, current, usi
 _MAX_REQUESTS_OF_NODE = 256
 # How often a request is repeated with renewed credentials.
 _RENEWALS = 4
+_ABORT_SECONDS_AT_EXIT = 5.0
 # Codes that may concern the source of a copy rather than its target.
 _OF_SOURCE = frozenset({"412", "404", "NoSuchKey", "NoSuchVersion", "PreconditionFailed"})
 _WRITES = frozenset({"complete_multipart_upload", "put_object"})
@@ -141,7 +148,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
                 self._s3 = None  # so that the next use raises this too
                 raise
             # Finalizers run last to first: this one before that of s3fs, which closes the connections.
-            weakref.finalize(self, discard_all, self.unfinished, self.aborting, os.getpid())
+            weakref.finalize(self, _discard_all, self.unfinished, self.aborting, os.getpid())
             self.transfer = self._make_transfer(client, None if before is None else self.transfer)
             await self.get_s3()
         return client
@@ -310,3 +317,16 @@ def _check_deleted(method: str, answer: Any) -> Any:
         reason = f"{count} objects were not deleted; the first is {first.get('Key')!r}: {said}."
         raise DeleteError(reason, "Check the rights to delete them.")
     return answer
+
+
+def _discard_all(unfinished: weakref.WeakValueDictionary[int, CSXFile], aborting: set[Future[None]], pid: int) -> None:
+    """Discard files that are open at exit of the interpreter; process ``pid`` also waits until uploads are aborted."""
+    files = list(unfinished.values())
+    for file in files:
+        file._discard(_ABORT_SECONDS_AT_EXIT)
+    if pid == os.getpid():
+        wait(list(aborting), _ABORT_SECONDS_AT_EXIT)
+        for file in files:
+            with contextlib.suppress(DiscardedFileWarning):  # where warnings are errors
+                if file._opening:
+                    file._opening.warn("It was open when the interpreter ended.")

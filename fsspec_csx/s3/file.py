@@ -7,14 +7,11 @@ import functools
 import logging
 import os
 import threading
-import weakref
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, wait
 from typing import Any
 
 from fsspec.asyn import sync
 
-from fsspec_csx.errors import DiscardedFileWarning
 from fsspec_csx.s3.appending import AppendTarget, check_absent, find_append_target, with_conditions
 from fsspec_csx.s3.exit_calls import Opening
 from fsspec_csx.s3.put_object import Call
@@ -30,7 +27,6 @@ from fsspec_csx.s3.writer import PartWriter
 logger = logging.getLogger("fsspec_csx")
 
 _ABORT_SECONDS = 30.0
-_ABORT_SECONDS_AT_EXIT = 5.0
 
 
 class CSXFile(ReadFile):
@@ -59,7 +55,8 @@ class CSXFile(ReadFile):
     forced: bool
     _opening: Opening | None = None  # None for reading, and until the file is open
     _finished = False
-    _dropped = False
+    _dropping = False  # whether a dropped wrapper is flushing
+    _late: list[bytes] | None = None  # what dropped wrappers flushed, to be written before anything else
     _pid = 0
     _asked: Instruction | None = None
     _unchanged = -1  # the position at which mode ab has added nothing
@@ -121,8 +118,8 @@ class CSXFile(ReadFile):
                 self._recent_bytes = ReadFile._recent_bytes  # other threads may fill the cache again
                 self.cache.close()  # ends the requests that still fetch data for it
             super().close()
-        elif self._dropped:
-            self.drop()
+        elif self._dropping:
+            self._dropping = False  # its owner may have the file in a with block
         elif self._pid != os.getpid():
             self._discard(seconds=0)
         elif self._opening and (error := self._opening.leaving_exception()):
@@ -145,6 +142,7 @@ class CSXFile(ReadFile):
         if self._pid != os.getpid():
             raise _fork_error(self.path)
         with self._turn, self.discarded_on_failure():
+            self._write_late()  # nothing, unless the file of a transaction was not closed
             if self.loc != self._unchanged:
                 answer = self._writer.finish(**self._conditions)
                 if self.fs.version_aware:
@@ -200,9 +198,9 @@ class CSXFile(ReadFile):
             self.drop()
 
     def _dealloc_warn(self, source: object) -> None:
-        """Note that a text wrapper was dropped unclosed; it calls this before it flushes and closes the file."""
+        """Keep the file open if a wrapper is dropped unclosed; it calls this before it flushes and closes the file."""
         if self.mode != "rb" and not self._finished:
-            self._dropped = True
+            self._dropping, self._late = True, self._late or []
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
@@ -236,8 +234,11 @@ class CSXFile(ReadFile):
     def _write(self, data: Any, *, stable: bool, borrowed: bool, summed: bool = False) -> int:
         view = single_bytes(data)
         size = written = len(view)
-        if self._dropped:
-            return size  # ignore what the dropped wrapper flushes
+        if self._late is not None:
+            if self._dropping:  # perhaps in a thread that must not wait
+                self._late.append(bytes(view))
+                return size
+            self._write_late()
         if self._pid != os.getpid():  # also if it was opened for reading
             self._check_written()
             raise _fork_error(self.path)
@@ -255,6 +256,11 @@ class CSXFile(ReadFile):
             self.loc += size
         return written
 
+    def _write_late(self) -> None:
+        late, self._late = self._late or [], None
+        for each in late:
+            self._write(each, stable=True, borrowed=False)
+
     def writable(self) -> bool:
         """Return whether the file can be written to."""
         self._asked = calling_instruction()
@@ -271,15 +277,15 @@ class CSXFile(ReadFile):
     def expect_size(self, size: int) -> None:
         """Announce the approximate size before any data is written, so that all parts get one size."""
         self._check_written()
-        if not self._dropped:
-            with self.discarded_on_failure():
-                self._writer.expect(size)
+        with self.discarded_on_failure():
+            self._writer.expect(size)
 
     def flush(self, force: bool = False) -> None:
         """Do nothing, as parts are sent when they are full; with ``force``, end the writing as ``close`` does."""
         check_open(self.path, self.closed)
         if not force or self.mode == "rb" or self.forced:
             return
+        self._write_late()
         self.forced = True
         if self.autocommit:
             self.commit()
@@ -335,16 +341,3 @@ def _work_of_file(fs: Any, path: str, pid: int, coroutine: Any) -> Work:
 
 def _fork_error(path: str) -> RuntimeError:
     return RuntimeError(f"s3://{path} is being written by the process that opened it. Open another in this one.")
-
-
-def discard_all(unfinished: weakref.WeakValueDictionary[int, CSXFile], aborting: set[Future[None]], pid: int) -> None:
-    """Discard files that are open at exit of the interpreter; process ``pid`` also waits until uploads are aborted."""
-    files = list(unfinished.values())
-    for file in files:
-        file._discard(_ABORT_SECONDS_AT_EXIT)
-    if pid == os.getpid():
-        wait(list(aborting), _ABORT_SECONDS_AT_EXIT)
-        for file in files:
-            with contextlib.suppress(DiscardedFileWarning):  # where warnings are errors
-                if file._opening:
-                    file._opening.warn("It was open when the interpreter ended.")

@@ -518,6 +518,35 @@ def test_dropped(fs: CSXFileSystem, path: str, open_file: Open, wrap: Callable[[
     assert fs.cat_file(path) == b"old"
 
 
+@pytest.mark.parametrize(
+    "wrap", [io.BufferedWriter, io.TextIOWrapper, lambda file: io.TextIOWrapper(io.BufferedWriter(file))]
+)
+def test_wrapper_dropped_before_the_file(
+    fs: CSXFileSystem, path: str, open_file: Open, wrap: Callable[[Any], Any]
+) -> None:
+    """A function that wraps the file of its caller's block and forgets the wrapper loses nothing, and ends nothing."""
+
+    def add(file: Any, text: str) -> None:
+        wrapper = wrap(file)
+        wrapper.write(text if isinstance(wrapper, io.TextIOWrapper) else text.encode())
+        del wrapper
+        gc.collect()
+
+    with open_file() as file:
+        add(file, "1")
+        file.write(b"2")
+        add(file, "3")
+        add(file, "4")
+    assert fs.cat_file(path) == b"1234"
+    with pytest.raises(KeyError), open_file() as file:
+        add(file, "5")
+        raise KeyError
+    assert fs.cat_file(path) == b"1234"
+    with fs.transaction:
+        add(open_file(), "6")
+    assert fs.cat_file(path) == b"6"
+
+
 def test_nothing_to_warn_of(fs: CSXFileSystem, path: str) -> None:
     """A file that was closed, discarded, or could not be opened is dropped without a warning."""
     with warnings.catch_warnings(record=True) as caught:
