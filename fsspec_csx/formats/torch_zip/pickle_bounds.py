@@ -25,10 +25,10 @@ from typing import Any
 
 import torch
 
-_STOP, _GLOBAL, _BUILD, _TEXT = b".cbX"
+_STOP, _GLOBAL, _TEXT = b".cX"
 _COUNT, _COUNT_64 = struct.Struct("<I"), struct.Struct("<Q")
 # Opcodes with fixed arguments: of one byte, none, two, four and eight bytes.
-_FIXED = rb"[Khq\x80].|[(t\x85\x86\x87QRN\x88\x89)\]}euas\x81\x92\x93\x94]|M..|[Jj].{4}|[G\x95].{8}"
+_FIXED = rb"[Khq\x80].|[(tb\x85\x86\x87QRN\x88\x89)\]}euas\x81\x92\x93\x94]|M..|[Jj].{4}|[G\x95].{8}"
 # Set opcodes, which protocol 2 does not have: one of them calls ``add`` of any object, such as a tensor.
 _SETS, _PROTOCOL_2 = rb"[\x8f\x90\x91]", b"\x80\x02"
 _PUT = rb"r..[\x00-\x%02x]\x00"  # store in the memo under a 32-bit index
@@ -42,10 +42,10 @@ class ScanError(Exception):
     """The pickle is incomplete, has an opcode that pickle does not write, or has memo indexes beyond its length."""
 
 
-def scan(data: bytes) -> int:
-    """Scan a pickle, and return how often it sets the state of an object. What follows the pickle is ignored."""
+def scan(data: bytes) -> None:
+    """Scan a pickle; what follows it is ignored. Raise a ScanError if pickle does not write such pickles."""
     match = _run(min(len(data) // _SHORT, 0xFF), not data.startswith(_PROTOCOL_2)).match
-    builds = at = 0
+    at = 0
     try:
         while True:
             found = match(data, at)
@@ -55,10 +55,7 @@ def scan(data: bytes) -> int:
             if code == _TEXT:
                 at = end + 5 + int(_COUNT.unpack_from(data, end + 1)[0])
             elif code == _STOP:
-                return builds
-            elif code == _BUILD:
-                builds += 1
-                at = end + 1
+                return
             elif code == _GLOBAL:
                 at = data.index(b"\n", data.index(b"\n", end) + 1) + 1
             else:
