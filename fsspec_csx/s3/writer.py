@@ -316,6 +316,8 @@ class PartWriter:
         upload.close()
         if self._sending is not None:
             await ended(self._sending)
+        if self._failure is not None:
+            raise self._failure
         return await upload.complete(**conditions)
 
     def _sent(self, number: int, lent: list[memoryview]) -> None:
