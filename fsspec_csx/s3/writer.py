@@ -265,7 +265,7 @@ class PartWriter:
 
     # -- the parts in flight ----------------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
+    def _begin(self) -> MultipartUpload:
         """Start to create the upload while its first part is being filled."""
         self.upload = upload = MultipartUpload(self._call, self._transfer, checked=self._checked)
         self._number = len(self.copied)
@@ -275,11 +275,10 @@ class PartWriter:
             work.add_done_callback(self._note_failure)
             work.schedule()  # only now: Ctrl-C before it is known here would leave an upload
         self._choose()
+        return upload
 
     def _send_part(self) -> None:
-        if self.upload is None:
-            self._begin()
-        assert self.upload is not None
+        upload = self.upload or self._begin()
         self._number += 1
         if self._number > PARTS:
             reason = f"{PARTS} parts, the most of an object, are full with {self._sent_before} bytes."
@@ -294,7 +293,7 @@ class PartWriter:
         with self._changed:
             self._in_flight.add(number)
             self._transfer.buffered[id(self), number] = buffered
-        self.upload.add(number, payload, lambda: self._sent(number, lent))
+        upload.add(number, payload, lambda: self._sent(number, lent))
         if self._growing:
             self._part_size = part_size(self._number + 1, self._first_part)
 
