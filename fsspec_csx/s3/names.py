@@ -208,11 +208,12 @@ def _listing_for(pattern: str, maxdepth: int | None) -> tuple[str, str, int | No
 
 
 class PathPair(NamedTuple):
-    """An object or folder, and its target."""
+    """An object or folder, and its target; the size is None if it is not known."""
 
     source: str
     target: str
     type: str
+    size: int | None = None
 
 
 def pair_paths(found: Sequence[Expansion], target: str, *, is_list: bool, into: bool) -> list[PathPair]:
@@ -235,7 +236,7 @@ def pair_paths(found: Sequence[Expansion], target: str, *, is_list: bool, into: 
             base = each.root.rpartition("/")[0] if is_list or into else each.root
             targets = [target + (name[len(base) :] if base else f"/{name}") for name in names]
         for entry, goal in zip(each.entries, targets, strict=True):
-            pairs.append(PathPair(path_of(entry), goal, entry["type"]))
+            pairs.append(PathPair(path_of(entry), goal, entry["type"], entry.get("size")))
     return pairs
 
 
@@ -257,20 +258,24 @@ def check_distinct(pairs: Iterable[PathPair]) -> None:
             raise ValueError(msg)
 
 
-def check_local(pairs: Iterable[PathPair]) -> None:
-    """Check that local targets can exist together.
+def local_pairs(pairs: Iterable[PathPair]) -> list[PathPair]:
+    """Return the pairs whose local targets can exist together: without empty objects by which tools mark folders.
 
     Raises:
-        IsADirectoryError: if an object's name is also a folder's, which local file systems do not allow.
+        IsADirectoryError: if another object's name is also a folder's, which local file systems do not allow.
         ValueError: if two objects would become one file.
     """
     files = [each._replace(target=os.path.abspath(each.target)) for each in pairs if each.type != "directory"]
     sources = _sources(files, "Fetch one of them alone.")
+    sizes = {each.source: each.size for each in files}
     direct = {os.path.dirname(path) for path in sources}
-    for folder in direct.union(*map(_parents, direct)):
-        if folder in sources:
+    markers = set()
+    for folder in direct.union(*map(_parents, direct)).intersection(sources):
+        if sizes[sources[folder]] != 0:
             msg = f"{sources[folder]!r} is an object and a folder; {folder!r} cannot be both. Fetch the object alone."
             raise IsADirectoryError(msg)
+        markers.add(sources[folder])
+    return [each for each in pairs if each.type == "directory" or each.source not in markers]
 
 
 def _sources(files: Iterable[PathPair], remedy: str) -> dict[str, str]:

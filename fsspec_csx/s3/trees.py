@@ -26,9 +26,9 @@ from fsspec_csx.s3.names import (
     Expansion,
     PathPair,
     check_distinct,
-    check_local,
     expand,
     is_pattern,
+    local_pairs,
     not_found_error,
     pair_paths,
     path_of,
@@ -124,7 +124,7 @@ async def get(
 
     Raises:
         FileNotFoundError: if nothing has the name or matches the pattern.
-        IsADirectoryError: before any download, if an object's name is also a folder's.
+        IsADirectoryError: before any download, if the name of an object that is not empty is also a folder's.
         ValueError: before any download, if a key leads out of the target folder, or two objects would become one file.
     """
     if isinstance(rpath, (list, tuple)) and isinstance(lpath, (list, tuple)):
@@ -138,7 +138,7 @@ async def get(
         pairs = pair_paths(found, target, is_list=is_list, into=into)
         for pair in pairs:
             check_inside(pair.source, pair.target)
-    check_local(pairs)
+    pairs = local_pairs(pairs)
     for folder in {pair.target if pair.type == "directory" else os.path.dirname(pair.target) for pair in pairs}:
         os.makedirs(folder or ".", exist_ok=True)
     files = [each for each in pairs if each.type != "directory"]

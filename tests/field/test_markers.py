@@ -59,6 +59,14 @@ def test_colliding_key_alone_and_with_all_below(store: Store, tmp_path: Path) ->
     assert store.contents() == {**moved, "p2": b"2"}
 
 
+def test_empty_object_of_a_folders_name(moto_store: Store, tmp_path: Path) -> None:
+    """An empty object without a slash, which some tools make for a folder, is no obstacle to a download."""
+    moto_store.fill({"d/e": b"", "d/e/f/g": b"G", "d/h": b""})
+    moto_store.fs.get(moto_store.path("d/"), str(tmp_path / "all"), recursive=True)
+    found = {each.relative_to(tmp_path / "all").as_posix(): each.is_file() for each in (tmp_path / "all").rglob("*")}
+    assert found == {"e": False, "e/f": False, "e/f/g": True, "h": True}
+
+
 def test_markers_are_no_files(moto_store: Store, tmp_path: Path) -> None:
     """A folder made in a console is a folder: it is in no listing of files, and goes where its folder goes."""
     store, fs, path = moto_store, moto_store.fs, moto_store.path
