@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from http.client import HTTPException
 from typing import Any
 
 from urllib3.util.connection import is_connection_dropped
@@ -26,7 +25,7 @@ from fsspec_csx.s3.transport.concurrency import RequestSlots
 from fsspec_csx.s3.transport.failures import UnusualResponseError
 from fsspec_csx.s3.transport.memory import populate
 from fsspec_csx.s3.transport.request_body import LARGEST_PIECE, PIECE, RequestBody
-from fsspec_csx.s3.transport.response_body import body_reader
+from fsspec_csx.s3.transport.response_body import ResponseBody
 from fsspec_csx.s3.transport.response_head import MOST_BYTES, ResponseHead, response_head
 from fsspec_csx.s3.transport.signature import SignedRequest
 from fsspec_csx.s3.transport.socket_loop import Ready, Steps
@@ -146,17 +145,9 @@ class Link:
             return b""
 
         def body() -> bytes:
-            source = body_reader(head, self._early, self._receive)
-
-            def read(most: int) -> bytes:
-                piece = source.read1(most)
-                if not piece and source.length:
-                    msg = f"The connection ended {source.length} bytes before the end of a response."
-                    raise ConnectionError(msg)
-                return piece
-
-            found = taken_from(read, head.status_code)
-            if source.length != 0:
+            source = ResponseBody(head, self._early, self._receive)
+            found = taken_from(source.read, head.status_code)
+            if not source.exact:
                 self._connection.close()
             return found
 
@@ -182,9 +173,6 @@ class Link:
             self._connection.close()
             if isinstance(error, (TimeoutError, BlockingIOError)):  # the timeout of Python, or of the system
                 self._slots.throttled()
-            if isinstance(error, HTTPException):
-                msg = f"its body is damaged, or has ended early ({type(error).__name__})"
-                raise UnusualResponseError(msg) from error
             raise
         finally:
             interrupt.release()
@@ -302,18 +290,19 @@ class Link:
                     filled += count
             finally:  # also count bytes received before an error
                 wanted.advance(filled)
-            _check_filled(wanted, memory, filled)
+            _check(wanted, arrived=filled == len(memory))
 
     def _fill_decoded(self, wanted: RangeRequest, head: ResponseHead) -> None:
         """Fill memory from a response in chunks, or one that ends with the connection."""
-        reader = body_reader(head, self._early, self._socket.recv_into)
+        reader = ResponseBody(head, self._early, self._socket.recv_into)
         while len(memory := wanted.next_buffer(_STEP)):
             filled = reader.readinto(memory)
             wanted.advance(filled)
-            _check_filled(wanted, memory, filled)
+            _check(wanted, arrived=filled > 0)
+        self._connection.close()  # not all of the body may have been read
 
 
-def _check_filled(wanted: RangeRequest, memory: memoryview, filled: int) -> None:
-    if filled < len(memory) or (wanted.given_up and not wanted.complete):
+def _check(wanted: RangeRequest, *, arrived: bool) -> None:
+    if not arrived or (wanted.given_up and not wanted.complete):
         msg = f"The connection ended after {wanted.filled} of {wanted.length} bytes."
         raise ConnectionError(msg)

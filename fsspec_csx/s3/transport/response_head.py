@@ -74,7 +74,7 @@ def response_head(data: bytes) -> ResponseHead:
     if (coding := headers.get("Transfer-Encoding")) is not None:
         if coding.lower() != "chunked" or "content-length" in headers:
             raise _unusual("no clear length of the body")
-        return ResponseHead(status, headers, None, reusable=False, chunked=True)
+        return ResponseHead(status, headers, None, reusable and found[1] == "1", chunked=True)
     if "content-length" not in headers:
         return ResponseHead(status, headers, None, reusable=False)
     if not _LENGTH.fullmatch(length):

@@ -73,7 +73,7 @@ def test_no_response(monkeypatch: pytest.MonkeyPatch) -> None:
             "its head has content-length twice",
         ),
         (b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 20_000, "its head has more than 65,536 bytes"),
-        (b"HTTP/1.1 %s\r\nTransfer-Encoding: chunked\r\n\r\nhello" % RANGE, "its body is damaged"),
+        (b"HTTP/1.1 %s\r\nTransfer-Encoding: chunked\r\n\r\nhello\r\n" % RANGE, "its body is damaged"),
     ):
         with talking(lambda head, said=said: [said]) as talker:
             fs = filesystem(talker.url)
