@@ -185,7 +185,7 @@ class Link:
             if not self._poll.poll(0) and not has_decrypted(used):
                 return
             self._connection.close()
-        elif is_connection_dropped(self._connection):
+        elif is_connection_dropped(self._connection) or has_decrypted(used):
             self._connection.close()
         if self._connection.sock is None:
             yield self._open

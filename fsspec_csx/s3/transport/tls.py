@@ -85,11 +85,6 @@ def has_decrypted(link: Any) -> bool:
 class TLSConnection(HTTPSConnection):
     """A connection that shares parsed CA certificates with others: parsing takes 17 ms."""
 
-    @property
-    def is_connected(self) -> bool:
-        """Whether the connection can be reused; it cannot if decrypted bytes are left, which answer no request."""
-        return super().is_connected and not has_decrypted(self.sock)
-
     def connect(self) -> None:
         """Connect, with ``TLSSocket`` and shared CA certificates where possible."""
         path = self.ca_certs
