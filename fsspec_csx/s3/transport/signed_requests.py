@@ -16,13 +16,13 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fsspec_csx.errors import EndpointError
-from fsspec_csx.s3.transport.call_scope import Scope, finish_despite_cancel, scope
+from fsspec_csx.s3.transport.call_scope import Body, Scope, finish_despite_cancel, scope
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
 from fsspec_csx.s3.transport.learned_template import FAILURES, Learned, LearnedTemplate
 from fsspec_csx.s3.transport.link import Link
@@ -120,11 +120,14 @@ class SignedRequests(Generic[R]):
             self._queue.clear()
             for task in self._tasks:
                 task.cancel()
-            await finish_despite_cancel(self._transfer.give_up_and_wait(self._scope.close()))
-            await finish_despite_cancel(asyncio.gather(*self._tasks, return_exceptions=True))
-            self._tasks.clear()  # they refer to these requests, and so to their memory
-            self._ended.clear()
-            self._context = None
+            await finish_despite_cancel(self._finish(self._scope.close()))
+
+    async def _finish(self, turns: Sequence[Body]) -> None:
+        await self._transfer.give_up_and_wait(turns)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()  # they refer to these requests, and so to their memory
+        self._ended.clear()
+        self._context = None
 
     def add(self, request: R) -> None:
         """Add a request; in any thread."""

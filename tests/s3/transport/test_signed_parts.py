@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import os
 import uuid
@@ -21,9 +23,12 @@ from proxy import Fault, FaultProxy, error_answer, fault_proxy, through
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport import request_template
 from fsspec_csx.s3.transport.checksum import CRC64NVME
+from fsspec_csx.s3.transport.learned_template import LearnedTemplate
+from fsspec_csx.s3.transport.queued_requests import SignedPart
 from fsspec_csx.s3.transport.request_body import MemoryBody
 from fsspec_csx.s3.transport.request_template import PartTemplate, PutTemplate
 from fsspec_csx.s3.transport.signature import SignedRequest
+from fsspec_csx.s3.transport.signed_requests import SignedRequests
 from fsspec_csx.testing import LocalS3
 
 PART = 5 * 2**20
@@ -259,3 +264,36 @@ def test_retries_end_as_botocores(server: LocalS3, proxy: FaultProxy, bucket: st
     with pytest.raises(OSError, match="InternalError"):
         written(fs, bucket)
     assert len(proxy.made("PUT", "partNumber=3")) == attempts
+
+
+def test_a_second_cancellation_leaves_no_part_running(fs: CSXFileSystem) -> None:
+    """An upload whose tasks end by an error is cancelled twice; it ends only after the part that botocore sends."""
+    fs.connect()
+
+    async def cancelled(pauses: int) -> None:
+        begun, ended = asyncio.Event(), False
+
+        async def send(_: Any) -> None:
+            nonlocal ended
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                ended = True
+
+        part = SignedPart(1, MemoryBody([memoryview(b"one")]), lambda _: None)
+        task = asyncio.ensure_future(SignedRequests(fs.transfer, LearnedTemplate(), [part], send).run())
+        await begun.wait()
+        task.cancel()
+        for _ in range(pauses):
+            await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+        assert ended
+
+    for pauses in range(8):
+        sync(fs.loop, cancelled, pauses)
