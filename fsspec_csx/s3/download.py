@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from s3fs import S3FileSystem
+from s3fs.utils import FileExpired
 
 from fsspec_csx.s3.client.error_mapping import code_of
 from fsspec_csx.s3.consistent_read import (
@@ -107,11 +108,21 @@ async def _begin(fs: Any, found: PinnedObject, head: FirstBytes) -> None:
     found.etag = found.etag or head.etag
 
 
+async def _size(fs: Any, found: PinnedObject, head: RangeRequest) -> int:
+    """Return the size of an object; ask for it if the response for its first bytes did not give it."""
+    if head.total is not None:
+        return head.total
+    info = await object_info(fs, f"{found.bucket}/{found.key}", found.version)
+    if info["ETag"] != found.etag or info["size"] < head.length:
+        raise FileExpired(str(found), found.etag)
+    return int(info["size"])
+
+
 async def _read_rest(fs: Any, found: PinnedObject, head: FirstBytes) -> bytes:
     if not head.cut_off:
         verify_checksum(found, head, head.memory, [])
         return head.value()
-    total = head.total or head.length
+    total = await _size(fs, found, head)
     with BytesBuffer(total, found) as target:
         target.memory[: head.length] = head.memory
         rest = (head.length, target.memory[head.length :])
@@ -170,7 +181,7 @@ async def _fetch(fs: Any, found: PinnedObject, descriptor: int, head: FirstBytes
         await in_thread(write_at, descriptor, head.memory, 0)
     finally:
         head.forget()
-    total = head.total or head.length
+    total = await _size(fs, found, head)
     callback.set_size(total)
     callback.absolute_update(head.length)
     part = fs.request_size(total)
@@ -235,7 +246,7 @@ def _small_read(fs: Any, number: int, wanted: ObjectRead) -> ObjectGet:
     path, _, memory, _ = wanted
     state, request = PinnedObject(fs, path, None), RangeRequest(0, probing=True)
     request.add(0, 0, memory)
-    check = lambda body: has_checksum(state, body, memory[: body.length])  # noqa: E731
+    check = lambda body: not body.unsized and has_checksum(state, body, memory[: body.length])  # noqa: E731
     return ObjectGet(state, request, check, number)
 
 
@@ -250,12 +261,12 @@ async def _readinto_object(fs: Any, wanted: ObjectRead) -> int:
     else:
         probe.add(0, 0, memory[:MIN_REQUEST])
         await fs.transfer.fetch(found.get, [probe])
-        total = probe.length if probe.total is None else probe.total
-        rest = memory[MIN_REQUEST:] if total == size else memory[:0]
-        ranges = coalesce([(MIN_REQUEST, rest)], part, checksum_function(probe))
+        total = await _size(fs, found, probe)
+        rest = memory[probe.length :] if total == size else memory[:0]
+        ranges = coalesce([(probe.length, rest)], part, checksum_function(probe))
         await fs.transfer.fetch(found.get, ranges)
         if total == size:
-            verify_checksum(found, probe, memory[:MIN_REQUEST], ranges)
+            verify_checksum(found, probe, memory[: probe.length], ranges)
     for each in (probe, *ranges):
         each.forget_buffers()
     return total

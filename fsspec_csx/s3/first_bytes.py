@@ -28,7 +28,7 @@ class FirstBytes(RangeRequest):
     @property
     def memory(self) -> memoryview:
         """The bytes received so far, and room for the rest."""
-        return self._target.memory if self._target else memoryview(b"")
+        return self._target.memory[: self.length] if self._target else memoryview(b"")
 
     def value(self) -> bytes:
         """Return the bytes; ``memory`` cannot be used afterwards."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -16,6 +17,7 @@ from fsspec_csx.testing import LocalS3
 
 MIB = 2**20
 ALWAYS = 1000
+ONE_ATTEMPT = {"retries": {"total_max_attempts": 1}}
 
 
 def test_range_with_status_200(server: LocalS3, fs: CSXFileSystem, bucket: str, proxy: FaultProxy) -> None:
@@ -29,6 +31,70 @@ def test_range_with_status_200(server: LocalS3, fs: CSXFileSystem, bucket: str, 
     with other.open(f"{bucket}/object", "rb") as file:
         assert file.read() == data
     assert proxy.faults[0].done > 3
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_objects_without_length(tmp_path: Path, chunked: bool) -> None:
+    """Objects that come in chunks, or until the connection ends, are read whole: their sizes are looked up."""
+    objects = {"empty": b"", "small": b"12345", "request": os.urandom(4 * MIB), "large": os.urandom(9 * MIB + 5)}
+
+    def answer(heard: Heard) -> Answer:
+        data = objects[heard.path.rpartition("/")[2]]
+        if heard.method == "HEAD":
+            return 200, {"ETag": '"e"', "Content-Length": str(len(data))}, b""
+        status, heads = 200, {"ETag": '"e"', "Content-Length": "", "Connection": "close"}
+        if "range" in heard.headers:
+            first, last = map(int, heard.headers["range"].removeprefix("bytes=").split("-"))
+            status, size, data = 206, len(data), data[first : last + 1]
+            heads["Content-Range"] = f"bytes {first}-{first + len(data) - 1}/{size}"
+        if chunked:
+            heads["Transfer-Encoding"] = "chunked"
+            pieces = [data[start : start + MIB] for start in range(0, len(data), MIB)]
+            data = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in [*pieces, b""])
+        return status, heads, data
+
+    with listening(answer) as store:
+        fs = fsspec.filesystem("s3", key="k", secret="s", endpoint_url=store.url)
+        assert fs.cat_file("bucket/small", start=2, end=100) == b"345"
+        for name, data in objects.items():
+            assert fs.cat_file(f"bucket/{name}") == data
+            fs.get_file(f"bucket/{name}", str(tmp_path / name))
+            assert (tmp_path / name).read_bytes() == data
+            memory = memoryview(bytearray(len(data)))
+            assert fs.readinto_objects([(f"bucket/{name}", 0, memory, len(data))]) == [len(data)]
+            assert memory == data
+        paths = {f"bucket/{name}": data for name, data in objects.items()}
+        assert fs.cat(list(paths)) == paths
+        fs.get(list(paths), [str(tmp_path / f"many-{name}") for name in objects])
+        assert all((tmp_path / f"many-{name}").read_bytes() == data for name, data in objects.items())
+        many = [("bucket/small", 0, memoryview(bytearray(size)), size) for size in [5] * 9 + [4] * 9]
+        assert fs.readinto_objects(many) == [5] * 18  # also those that were expected to be smaller
+        assert all(each[2] == b"12345"[: each[3]] for each in many)
+
+
+def test_object_that_ends_early() -> None:
+    """A body without a length that ends before the object does is completed, or refused if it has chunks."""
+    data, cut = bytes(range(200)), 150
+
+    def answer(heard: Heard) -> Answer:
+        if heard.method == "HEAD":
+            return 200, {"ETag": '"e"', "Content-Length": str(len(data))}, b""
+        if "range" in heard.headers:
+            span = f"bytes {cut}-{len(data) - 1}/{len(data)}"
+            return 206, {"ETag": '"e"', "Content-Range": span}, data[cut:]
+        heads = {"ETag": '"e"', "Content-Length": "", "Connection": "close"}
+        return 200, heads | extra, begin + data[:cut]
+
+    extra: dict[str, str] = {}
+    begin = b""
+    with listening(answer) as store:
+        fs = fsspec.filesystem("s3", key="k", secret="s", endpoint_url=store.url)
+        assert fs.cat_file("bucket/object") == data
+        extra, begin = {"Transfer-Encoding": "chunked"}, b"c8\r\n"
+        fs = fsspec.filesystem("s3", key="k", secret="t", endpoint_url=store.url, config_kwargs=ONE_ATTEMPT)
+        fs.retries = 1
+        with pytest.raises(OSError, match=r"broke the connection off|invalid S3 response"):
+            fs.cat_file("bucket/object")
 
 
 def test_new_upload_with_another_root() -> None:

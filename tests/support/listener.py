@@ -61,8 +61,10 @@ def listening(
             status, headers, report = listener.answer(heard)
             report = b"" if self.command == "HEAD" else report
             self.send_response(status)
-            for name, value in {"Content-Length": str(len(report)), **headers}.items():
-                self.send_header(name, value)
+            length = {} if "Transfer-Encoding" in headers else {"Content-Length": str(len(report))}
+            for name, value in {**length, **headers}.items():
+                if value:
+                    self.send_header(name, value)
             self.end_headers()
             self.wfile.write(report)
 

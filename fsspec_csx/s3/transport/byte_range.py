@@ -74,6 +74,7 @@ class RangeRequest:
         filled: how many bytes have arrived.
         etag: of the object that the bytes are from.
         total: the object's size in bytes, once a response has given it.
+        unsized: whether the response gives neither the object's size nor the length of its body.
         headers: of the response.
         thread: the future of the thread that fills it.
         interrupt: aborts the connection; None while no thread fills it.
@@ -88,6 +89,7 @@ class RangeRequest:
         self.filled = 0
         self.etag: str | None = None
         self.total: int | None = None
+        self.unsized = False
         self.headers: Mapping[str, str] = {}
         self.thread: Future[Any] | None = None
         self.interrupt: Callable[[], object] | None = None
@@ -137,7 +139,7 @@ class RangeRequest:
 
     def header(self) -> str | None:
         """Return the ``Range`` header for the missing bytes; None to request the whole object."""
-        if self._probing and not self.filled:
+        if self._probing and (not self.filled or self.unsized):
             return None
         return f"bytes={self.start + self.filled}-{self.end - 1}"
 
@@ -151,6 +153,8 @@ class RangeRequest:
         if self.given_up:
             msg = "The request was given up."
             raise OSError(msg)
+        if self.unsized:
+            self.restart()
         if self.filled and headers.get("ETag") != self.etag:
             self.restart()
             msg = "The object was replaced while it was read."
@@ -176,6 +180,7 @@ class RangeRequest:
             length = self.length
         elif self._clipped and self.total is not None and self.total == first + (length or 0):
             self.length = min(self.length, self.total - self.start)
+        self.unsized = self._probing and length is None and self.total is None
         self.etag, self.headers = headers.get("ETag"), headers
         if first != self.start + self.filled or length not in (None, self.length - self.filled):
             due = f"{self.length - self.filled} from {self.start + self.filled}"
@@ -198,8 +203,14 @@ class RangeRequest:
 
     @property
     def cut_off(self) -> bool:
-        """Whether the response has more bytes than the range."""
-        return self._probing and self.total is not None and self.total > self.end
+        """Whether the object has more bytes than the range, or may have."""
+        return self._probing and (self.unsized if self.total is None else self.total > self.end)
+
+    def end_body(self, *, whole: bool) -> None:
+        """End an unsized range with the bytes received; ``whole`` if these are certainly the whole object."""
+        self.length = self.filled
+        if whole:
+            self.total, self.unsized = self.filled, False
 
     def next_buffer(self, most: int) -> memoryview:
         """Return the next buffer to fill, at most ``most`` bytes; empty when the range is complete."""
@@ -289,10 +300,12 @@ def _content(status: int, headers: Mapping[str, str]) -> tuple[int, int | None, 
         raise OSError(msg)
     length = None if length_header is None else int(length_header)
     span, _, total = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-    first = span.partition("-")[0]
+    first, _, last = span.partition("-")
     if not first.isdecimal() or not (total.isdecimal() or total == "*"):
         if status != 206:  # some stores answer with 200 also if they return a range
             return 0, length, length
         msg = f"a response has Content-Range {headers.get('Content-Range')!r}."
         raise OSError(msg)
+    if length is None and last.isdecimal():  # the body comes in chunks
+        length = int(last) + 1 - int(first)
     return int(first), length, int(total) if total.isdecimal() else None

@@ -298,7 +298,10 @@ class Link:
         while len(memory := wanted.next_buffer(_STEP)):
             filled = reader.readinto(memory)
             wanted.advance(filled)
-            _check(wanted, arrived=filled > 0)
+            if wanted.unsized and not wanted.given_up and (not filled or wanted.complete):
+                wanted.end_body(whole=head.chunked and not reader.read(1))
+            else:
+                _check(wanted, arrived=filled > 0)
         self._connection.close()  # not all of the body may have been read
 
 
