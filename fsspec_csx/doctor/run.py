@@ -20,8 +20,8 @@ _PACKAGES = ("fsspec-csx", "s3fs", "fsspec", "aiobotocore", "botocore", "torch")
 
 def parse_url(url: str) -> tuple[str, str]:
     """Return the bucket and the prefix (empty or with a final slash); a CheckpointPathError without a bucket."""
-    scheme, _, rest = url.partition("://")
-    if scheme not in S3:
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in S3:
         raise CheckpointPathError(f"{url!r} is not an S3 URL.", FOLDER_EXAMPLE)
     checkpoint_path(url, folder=True)
     from fsspec_csx.s3.filesystem import CSXFileSystem  # only here, as it imports s3fs

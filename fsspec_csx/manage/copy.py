@@ -83,7 +83,7 @@ def move(
     return transfer.run(moving=True, overwrite=overwrite, callback=callback).target
 
 
-@dataclass
+@dataclass(repr=False)  # the options may have secrets
 class CheckpointTransfer:
     """A copy or move of a checkpoint; for the arguments see ``copy``."""
 

@@ -265,12 +265,16 @@ def _held(root: Directory, *, leftovers: bool = False) -> list[str]:
 
 
 def _check_readable(folder: str) -> None:
-    """Raise an OSError for links to nothing and unreadable folders below a local one: listings leave them out."""
+    """Raise an OSError for what listings leave out: links to nothing or to folders of shards, unreadable folders."""
 
     def fail(error: OSError) -> None:
         raise error
 
-    for path, _, names in os.walk(folder, onerror=fail):
+    for path, folders, names in os.walk(folder, onerror=fail):
+        for name in filter(naming.is_shard_folder, folders):
+            if os.path.islink(link := os.path.join(path, name)):
+                msg = f"{link} is a link to a folder. Replace it by the folder, so that its shards are copied."
+                raise OSError(msg)
         for name in names:
             file = os.path.join(path, name)
             if os.path.islink(file) and not os.path.exists(file):

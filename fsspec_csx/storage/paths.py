@@ -89,8 +89,8 @@ def _check_protocol(text: str, name: str, folder: bool) -> None:
             if (lower := protocol.lower()) in _protocols():
                 raise CheckpointPathError(reason, f"Write {lower!r}.")
             raise CheckpointPathError(reason, "Check its spelling, or install the package that provides it.")
-    protocol, _, rest = name.partition("://")
-    if protocol in S3:
+    protocol, separator, rest = name.partition("://")
+    if protocol in S3 and (separator or "::" in text):  # otherwise it is a local file or folder of this name
         _check_s3(shown, rest, folder)
         if "::" in text[text.index(name) :]:
             reason = f"{shown!r} has '::' in its object path, which chains URLs in fsspec."

@@ -10,7 +10,9 @@ import pytest
 from checkpoints import names
 
 from fsspec_csx.checkpoint.api import load, save
+from fsspec_csx.doctor.run import parse_url
 from fsspec_csx.errors import CheckpointPathError
+from fsspec_csx.manage.list import checkpoints
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 
 NAMES = [
@@ -205,3 +207,17 @@ def test_folders() -> None:
     ):
         with pytest.raises(CheckpointPathError, match=remedy):
             checkpoint_path(wrong, folder=True)
+
+
+@pytest.mark.parametrize("name", ["s3", "s3a", "csx"])
+def test_local_names_of_protocols(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A relative path may have the name of a protocol; only in a chain it is one."""
+    monkeypatch.chdir(tmp_path)
+    for folder in (False, True):
+        assert checkpoint_path(name, folder=folder) == name
+        with pytest.raises(CheckpointPathError, match="lacks the bucket"):
+            checkpoint_path(f"simplecache::{name}", folder=folder)
+    save([1], f"{name}/checkpoint_1.mdl")
+    assert [each.path for each in checkpoints(name)] == [f"{name}/checkpoint_1.mdl"]
+    with pytest.raises(CheckpointPathError, match="is not an S3 URL"):
+        parse_url(name)

@@ -484,6 +484,31 @@ def test_folder_with_a_link_to_nothing(tmp_path: Path) -> None:
     assert (target / shard.name).read_bytes() == (tmp_path / "shard").read_bytes()
 
 
+def test_folder_with_a_link_to_its_shards(tmp_path: Path) -> None:
+    """A folder whose shards are in a linked folder is not copied or moved without them; other linked folders stay."""
+    source, target = tmp_path / "run", tmp_path / "copy"
+    fsspec_csx.distributed.save({"a": torch.ones(4)}, source, prefix_count=2)
+    (shards,) = (each for each in source.iterdir() if each.is_dir())
+    shards.rename(tmp_path / "shards")
+    shards.symlink_to("../shards")
+    assert [*load(source)] == ["a"]
+    for do in (copy, move):
+        with pytest.raises(OSError, match=f"{shards.name} is a link to a folder"):
+            do(source, target)
+    assert not target.exists()
+    shards.unlink()
+    (tmp_path / "shards").rename(shards)
+    (source / "up").symlink_to("..")
+    copy(source, target)
+    assert [*load(target)] == ["a"]
+    assert not (target / "up").exists()
+
+
+def test_options_are_not_shown(tmp_path: Path) -> None:
+    """A debugger or a log that shows a transfer shows no secret of its options."""
+    assert "hidden" not in repr(CheckpointTransfer(tmp_path / "x", tmp_path / "y", None, {"secret": "hidden"}))
+
+
 @pytest.mark.parametrize("there", KINDS)
 def test_sharded_over_another(folder: Callable[[str], str], there: str) -> None:
     """A checkpoint that exists is refused; if it may be replaced, its stale shards go, and other files stay."""
