@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,7 +56,7 @@ class CSXFile(ReadFile):
     forced: bool
     _opening: Opening | None = None  # None for reading, and until the file is open
     _finished = False
-    _dropping = False  # whether a dropped wrapper is flushing
+    _dropping: Callable[[], object] = staticmethod(lambda: None)  # the dropped wrapper that is flushing
     _late: list[bytes] | None = None  # what dropped wrappers flushed, to be written before anything else
     _pid = 0
     _asked: Instruction | None = None
@@ -118,8 +119,8 @@ class CSXFile(ReadFile):
                 self._recent_bytes = ReadFile._recent_bytes  # other threads may fill the cache again
                 self.cache.close()  # ends the requests that still fetch data for it
             super().close()
-        elif self._dropping:
-            self._dropping = False  # its owner may have the file in a with block
+        elif self._dropping() is not None:
+            pass  # its owner may have the file in a with block
         elif self._pid != os.getpid():
             self._discard(seconds=0)
         elif self._opening and (error := self._opening.leaving_exception()):
@@ -200,7 +201,7 @@ class CSXFile(ReadFile):
     def _dealloc_warn(self, source: object) -> None:
         """Keep the file open if a wrapper is dropped unclosed; it calls this before it flushes and closes the file."""
         if self.mode != "rb" and not self._finished:
-            self._dropping, self._late = True, self._late or []
+            self._dropping, self._late = weakref.ref(source), self._late or []
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
@@ -235,7 +236,7 @@ class CSXFile(ReadFile):
         view = single_bytes(data)
         size = written = len(view)
         if self._late is not None:
-            if self._dropping:  # perhaps in a thread that must not wait
+            if self._dropping() is not None:  # perhaps in a thread that must not wait
                 self._late.append(bytes(view))
                 return size
             self._write_late()

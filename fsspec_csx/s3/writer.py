@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 from fsspec_csx.s3.multipart import MultipartUpload, gather_or_cancel
@@ -286,13 +286,13 @@ class PartWriter:
             raise ValueError(msg)
         check_off_loop(self._transfer)
         buffered = self._buffered
-        self._wait_until(lambda: len(self._in_flight) < self._transfer.in_flight and self._has_room(buffered))
-        payload, lent = self._payload()
-        self._sent_before += payload.length
         number = self._number
-        with self._changed:
+        with self._changed:  # after a failure, as by another thread that discards the file, no part may count any more
+            self._wait_until(lambda: len(self._in_flight) < self._transfer.in_flight and self._has_room(buffered))
+            payload, lent = self._payload()
             self._in_flight.add(number)
             self._transfer.buffered[id(self), number] = buffered
+        self._sent_before += payload.length
         upload.add(number, payload, lambda: self._sent(number, lent))
         if self._growing:
             self._part_size = part_size(self._number + 1, self._first_part)
@@ -308,7 +308,7 @@ class PartWriter:
     async def _send(self, upload: MultipartUpload, creating: Work) -> None:
         """Send the parts, once the upload is created."""
         await asyncio.shield(ended(creating))
-        if self._failure is None and not creating.cancelled():
+        if self._failure is None:
             await upload.send_added()
 
     async def _complete(self, upload: MultipartUpload, **conditions: Any) -> Any:
@@ -328,8 +328,8 @@ class PartWriter:
 
     def _note_failure(self, future: Future[Any]) -> None:
         with self._changed:
-            if not future.cancelled():
-                self._failure = self._failure or future.exception()
+            error = CancelledError() if future.cancelled() else future.exception()
+            self._failure = self._failure or error
             self._changed.notify_all()
 
     def _wait_until(self, condition: Callable[[], bool]) -> None:

@@ -213,16 +213,10 @@ def test_abort_at_a_silent_server(
 
 
 @pytest.mark.filterwarnings("ignore::fsspec_csx.errors.DiscardedFileWarning")
-@pytest.mark.parametrize(
-    "way", ["exception", "cancelled", "cancelled twice", "impatient", "dropped", "dropped in a call"]
-)
-def test_left_while_the_upload_is_created(
-    server: LocalS3, fs: CSXFileSystem, path: str, way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("way", ["exception", "cancelled", "cancelled twice", "dropped", "dropped in a call"])
+def test_left_while_the_upload_is_created(server: LocalS3, fs: CSXFileSystem, path: str, way: str) -> None:
     """An upload whose creation is answered only after its file was left is aborted then."""
     answered = threading.Event()
-    if way == "impatient":
-        monkeypatch.setattr("fsspec_csx.s3.writer._CREATION_SECONDS", 0)
 
     async def until(condition: Callable[[], object]) -> None:
         async def wait() -> None:
@@ -233,7 +227,7 @@ def test_left_while_the_upload_is_created(
 
     async def leave(file: Any) -> None:
         async with file:
-            if way in ("exception", "impatient"):
+            if way == "exception":
                 raise ValueError("stop")
             await asyncio.sleep(600)
 
@@ -257,7 +251,7 @@ def test_left_while_the_upload_is_created(
             for _ in range({"cancelled": 1, "cancelled twice": 2}.get(way, 0)):
                 leaving.cancel()
                 await until(lambda: files[0].closed)
-            await until(leaving.done if way == "impatient" else lambda: files[0].closed)
+            await until(lambda: files[0].closed)
             answered.set()
             await asyncio.wait([leaving])
             with pytest.raises((ValueError, asyncio.CancelledError)):

@@ -547,6 +547,32 @@ def test_wrapper_dropped_before_the_file(
     assert fs.cat_file(path) == b"6"
 
 
+@pytest.mark.parametrize("way", ["block", "close"])
+def test_dropped_wrapper_does_not_close(fs: CSXFileSystem, path: str, open_file: Open, way: str) -> None:
+    """A wrapper may be made so that its drop leaves the file below alone: the file's own close publishes."""
+
+    class Kept:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def close(self) -> None:
+            """Leave the file open."""
+
+    file = open_file()
+    text = io.TextIOWrapper(Kept(file))  # type: ignore[arg-type]
+    text.write("1")
+    del text
+    gc.collect()
+    file.write(b"2")
+    assert file._late is None  # what follows is not kept in memory
+    with file if way == "block" else contextlib.closing(file):
+        file.write(b"3")
+    assert fs.cat_file(path) == b"123"
+
+
 def test_nothing_to_warn_of(fs: CSXFileSystem, path: str) -> None:
     """A file that was closed, discarded, or could not be opened is dropped without a warning."""
     with warnings.catch_warnings(record=True) as caught:

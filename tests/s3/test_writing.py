@@ -15,7 +15,7 @@ import time
 import tracemalloc
 import uuid
 import zlib
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.part_sizes import PARTS, part_size, part_size_for
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
+from fsspec_csx.s3.transport.event_loop import Work
 from fsspec_csx.s3.transport.pool import PART
 from fsspec_csx.testing import LocalS3
 
@@ -428,6 +429,29 @@ def test_threads_share_a_file(fs: CSXFileSystem, folder: str, monkeypatch: pytes
     assert sorted(data[start : start + size] for start in range(0, len(data), size)) == sorted(
         itertools.chain(*records)
     )
+
+
+def test_discarded_by_another_thread(fs: CSXFileSystem, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write ends if another thread discards the file before the upload is begun; it waited for ever for its parts."""
+    fs.connect()
+    file = fs.open(f"{folder}/object", "wb", block_size=BLOCK)
+    schedule = Work.schedule
+
+    def discard_first(work: Work) -> None:
+        if work is file._writer._creating:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(file.discard).result()
+        schedule(work)
+
+    with (
+        fs.transfer.slots.fixed(MIN_REQUESTS),
+        monkeypatch.context() as patched,
+        pytest.raises((CancelledError, ValueError)),
+    ):
+        patched.setattr(Work, "schedule", discard_first)
+        file.write(bytearray(11 * BLOCK))
+    assert not fs.transfer.buffered
+    assert not fs.exists(f"{folder}/object")
 
 
 def test_parts_are_in_flight_side_by_side(server: LocalS3, folder: str, proxy: FaultProxy) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 
 # MADV_POPULATE_WRITE: https://man7.org/linux/man-pages/man2/madvise.2.html
 _POPULATE_WRITE = 23
@@ -33,17 +34,20 @@ class BufferPool:
         self._lock = threading.RLock()  # a signal handler may write to a file too
 
     def take(self, size: int, user: object) -> memoryview | None:
-        """Return a free buffer of ``size`` bytes; if there is none, drop the others, whose memory counts too."""
-        with self._lock:
+        """Return a free buffer of ``size`` bytes; drop those of other sizes before it, whose memory counts too."""
+        with self._lock, suppress(IndexError):
             self._users.add(user)
-            self.free = [each for each in self.free if len(each) == size]
-            return self.free.pop() if self.free else None
+            # Only by pop: a signal handler may take one between any two steps.
+            while len(memory := self.free.pop()) != size:
+                pass
+            return memory
+        return None
 
     def give_back(self, buffers: Sequence[memoryview], most: int) -> None:
         """Keep buffers that nothing uses any more, unless ``most`` bytes are free already."""
         with self._lock:
             if self._users and sum(map(len, self.free)) < most:
-                self.free += buffers
+                self.free.extend(buffers)
 
     def leave(self, user: object) -> None:
         """Note that a file needs no buffers any more."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from typing import Any
 
 import pytest
 
@@ -54,3 +55,29 @@ def test_buffer_is_private() -> None:
         os._exit(0)
     os.waitpid(pid, 0)
     assert buffer[0] == 0
+
+
+def test_no_buffer_is_taken_twice() -> None:
+    """A signal handler that takes a buffer, while another is being taken, gets one of its own, or none."""
+    pool, taken = memory.BufferPool(), list[Any]()
+
+    class Interrupted:
+        """A buffer, with a signal while its length is looked at."""
+
+        signals = 1
+
+        def __len__(self) -> int:
+            if taken and self.signals:
+                self.signals = 0
+                taken.append(pool.take(4096, pool))
+            return 4096
+
+    for count in range(4):
+        taken.clear()
+        assert pool.take(4096, pool) is None
+        pool.give_back([Interrupted() for _ in range(count)], 2**20)
+        taken.append("the signals come")
+        while (buffer := pool.take(4096, pool)) is not None:
+            taken.append(buffer)
+        found = [each for each in taken[1:] if each is not None]
+        assert len(found) == len({*map(id, found)}) == count
