@@ -124,7 +124,6 @@ async def _of_bucket(
             finished,
             settled=lambda: requests[0].is_settled(fs),
             most=most,
-            signer=lambda: fs.transfer.signer,
             shared=True,
         ).run()
     finally:

@@ -476,6 +476,22 @@ def test_many_objects_with_keys_that_expire(
     assert fs.cat(list(objects)) == {path: data + b"!" for path, data in objects.items()}
 
 
+def test_parts_with_keys_that_expire(renewable: Callable[[str], str], fs: CSXFileSystem, proxy: FaultProxy) -> None:
+    """Keys that expire in the middle of an upload cost a refused request for each connection at most."""
+    parts, path = 8, f"{TENANT_BUCKET}/of parts"
+    data = os.urandom((parts - 1) * BLOCK + 1)
+    former = renewable("admin")
+    mine = fsspec.filesystem("s3", max_concurrency=1, use_listings_cache=False, skip_instance_cache=True)
+    mine.connect()
+    expired = error_answer(400, "ExpiredToken")
+    proxy.faults = [
+        Fault(when=signed_by(former), skip=3, times=1000, answer=expired, before=lambda: renewable("tenant"))
+    ]
+    mine.pipe_file(path, data, chunksize=BLOCK)
+    assert len(proxy.made("PUT", "partNumber")) == parts + 1
+    assert fs.cat_file(path) == data
+
+
 @pytest.mark.parametrize("what", thinned([*WRITES, "readinto", "cat_file"], "pipe_file", "cat_file"))
 def test_credentials_that_expire(
     renewable: Callable[[str], str], fs: CSXFileSystem, proxy: FaultProxy, tmp_path: Path, what: str

@@ -33,7 +33,6 @@ from fsspec_csx.s3.transport.socket_loop import LocalCalls, SocketLoop, Steps, r
 
 if TYPE_CHECKING:
     from fsspec_csx.s3.transport.pool import Transfer
-    from fsspec_csx.s3.transport.signer import Signer
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -62,7 +61,6 @@ class SignedRequests(Generic[R]):
         finished: called on the event loop for each request that has succeeded by the template.
         settled: see ``LearnedTemplate.learn``.
         most: how many at a time; no limit if negative, as in fsspec.
-        signer: returns the signer of the present client, whose credentials may be newer than those of ``transfer``.
         shared: whether few threads make all requests to a far store, which is faster if they are for small objects.
         growing: whether ``add`` may add requests, until ``close``.
     """
@@ -77,7 +75,6 @@ class SignedRequests(Generic[R]):
         *,
         settled: Callable[[], bool] = lambda: True,
         most: int | None = None,
-        signer: Callable[[], Signer] | None = None,
         shared: bool = False,
         growing: bool = False,
     ) -> None:
@@ -89,7 +86,6 @@ class SignedRequests(Generic[R]):
         self._left, self._growing = len(self._queue), growing
         self._ended: deque[R] = deque()
         self._most = min(transfer.in_flight, most if most and most > 0 else transfer.in_flight)
-        self._present_signer = signer
         self._takers = self._idle = 0  # how many there are, and how many of them are about to take a request
         number = (
             min(_THREADS, os.cpu_count() or 1)
@@ -230,9 +226,7 @@ class SignedRequests(Generic[R]):
                 if failure is not None and not isinstance(failure, EndpointError):
                     raise failure  # of this machine, such as a full disk: repeating the request would not help
                 await asyncio.sleep(seconds)
-                failed.forget_failures()
-                await self._make_alone(failed)
-                await self._forgive()
+                await self._repeat(failed)
             self._count_idle(1)
         self._count_idle(-1)
         self._takers -= 1
@@ -250,8 +244,13 @@ class SignedRequests(Generic[R]):
                 return self._loops[number % len(self._loops)].run(self._work(turn, shares_thread=True))
         return self._transfer.in_thread(run_alone, self._work(turn))
 
-    async def _forgive(self) -> None:
-        """After botocore has made a failed request: use the credentials that it may have renewed."""
+    async def _repeat(self, failed: R) -> None:
+        """Let botocore make a failed request; then use its client, and the credentials that it may have renewed."""
+        failed.forget_failures()
+        clients = [self._transfer]  # a function of ``self`` would keep the memory of the requests
+        with using(sent=lambda _, transfer: clients.append(transfer)):
+            await self._make_alone(failed)
+        self._transfer = clients[-1]
         if self._alike is not None and self._learned is not None:
             self._alike.failed(self._learned)
         if self._refused and self._refusals < FAILURES:
@@ -263,8 +262,7 @@ class SignedRequests(Generic[R]):
         """Use the present credentials; if there are none, botocore makes the requests."""
         self._renewed_at = time.monotonic()
         if self._learned is not None:
-            signer = self._present_signer() if self._present_signer else self._transfer.signer
-            self._refused |= not await signer.renew(self._learned.template)
+            self._refused |= not await self._transfer.signer.renew(self._learned.template)
 
     def _report_ended(self) -> None:
         while self._ended:
