@@ -139,7 +139,7 @@ class BucketChecks:
         return passed("read", f"a byte of s3://{self._bucket}/{self._found}")
 
     def _checksums(self) -> Check:
-        if not self._fs.transfer.checksums:
+        if not self._fs.transfer.takes_checksums("put_object"):
             return lacking("checksums", "the server refuses CRC64NVME: uploads have no checksum")
         if self._damage_is_seen():
             return passed("checksums", "the server compares CRC64NVME, and refuses bytes that were damaged in transit")

@@ -20,7 +20,7 @@ _LARGEST_SKEW = timedelta(minutes=15)
 _SHOWN_SKEW = timedelta(seconds=3)
 _UNAVAILABLE = (502, 503, 504)
 _NO_S3 = "Check that the endpoint is that of an S3 service, not of a web page, and ask who runs it."
-NOT_THERE = ("405", "501", "MethodNotAllowed", "NotImplemented")
+NOT_THERE = ("405", "MethodNotAllowed", "NotImplemented")
 """The error codes of servers for requests that they do not support."""
 
 

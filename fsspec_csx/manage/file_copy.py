@@ -18,8 +18,6 @@ from fsspec_csx.storage.progress import AdvanceCallback
 RESUME_HINT = "Run the same command again to resume."
 # ETags: the MD5 of an object, or the MD5 of its parts' MD5s.
 _MD5 = re.compile(r'"?[0-9a-f]{32}(?:-\d+)?"?')
-# Error codes of servers that do not support a kind of copy, or a condition.
-_UNSUPPORTED = ("501", "NotImplemented")
 
 
 def copy_file(
@@ -104,7 +102,7 @@ def _copy_in_chunks(source: Location, target: Location, advance: Callable[[int],
 def _is_unsupported(error: Exception) -> bool:
     from fsspec_csx.s3.client.error_mapping import code_of  # only here, as it imports botocore
 
-    return code_of(error) in _UNSUPPORTED
+    return code_of(error) == "NotImplemented"
 
 
 def same_content(one: Location, other: Location) -> bool:

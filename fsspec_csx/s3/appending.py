@@ -18,8 +18,8 @@ from fsspec_csx.s3.transport.range_planning import coalesce
 # The most parts that the server copies from the object; the others are for the appended bytes.
 _COPIED_PARTS = 2_000
 _MIB = 2**20
-# Error codes of stores that do not support conditional writes.
-_UNCONDITIONAL = {"501", "NotImplemented"}
+# Error codes of stores that do not support conditional writes; of those with status 400, Backblaze B2.
+_UNCONDITIONAL = {"InvalidArgument", "InvalidRequest", "MethodNotAllowed", "NotImplemented"}
 # Errors of a read from an object that was replaced.
 _CHANGED = {"412", "416", "InvalidRange", "PreconditionFailed"}
 

@@ -15,7 +15,7 @@ from fsspec_csx.s3.transport.compat import run_in_chunks
 # The most objects that one request can delete.
 _AT_ONCE = 1000
 # Errors of stores that do not support versions.
-_NO_VERSIONS = {"405", "501", "MethodNotAllowed", "NotImplemented"}
+_NO_VERSIONS = {"405", "MethodNotAllowed", "NotImplemented"}
 
 
 async def rm(fs: Any, path: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> list[str]:

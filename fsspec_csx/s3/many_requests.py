@@ -62,7 +62,7 @@ class ObjectPut(SignedWrite):
     @staticmethod
     def is_settled(fs: Any) -> bool:
         """Return whether it is known if the server accepts the headers of such requests."""
-        return fs.transfer.checksums is not None
+        return fs.transfer.takes_checksums("put_object") is not None
 
 
 R = TypeVar("R", bound=ObjectGet | ObjectPut)

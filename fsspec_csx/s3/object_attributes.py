@@ -35,7 +35,7 @@ _OF_BUCKETS = {"EXPRESS_ONEZONE", "FSX_ONTAP", "FSX_OPENZFS", "OUTPOSTS", "SNOW"
 # Archived objects must be restored before they can be read, so a copy, which is meant for use, is not archived.
 _ARCHIVES = {"DEEP_ARCHIVE", "GLACIER"}
 # Errors of stores that do not support tags.
-_NO_TAGS = {"400", "405", "501", "InvalidArgument", "InvalidRequest", "MethodNotAllowed", "NoSuchTagSet"}
+_NO_TAGS = {"400", "405", "InvalidArgument", "InvalidRequest", "MethodNotAllowed", "NoSuchTagSet", "NotImplemented"}
 
 
 def of_copy(head: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +88,7 @@ async def tagging(call: Callable[..., Awaitable[Any]], shown: str, **version: st
     except OSError as error:
         if isinstance(error.__cause__, InvalidResponseError):  # the store may not know this request
             logger.warning("The tags of %s are not kept, if it has any: the response has none.", shown)
-        elif code_of(error) not in _NO_TAGS | {"NotImplemented"}:
+        elif code_of(error) not in _NO_TAGS:
             raise
         return {}
     return {"Tagging": urlencode([(tag["Key"], tag["Value"]) for tag in found])} if found else {}

@@ -22,7 +22,7 @@ Call = Callable[..., Awaitable[Any]]
 """Makes a request for one object, given the name of botocore's method and its parameters."""
 
 # The errors of servers that do not support checksums.
-_REFUSALS = {"InvalidArgument", "InvalidRequest", "MalformedXML", "NotImplemented", "501"}
+_REFUSALS = {"InvalidArgument", "InvalidRequest", "MalformedXML", "NotImplemented"}
 
 
 async def put(call: Call, transfer: Transfer, payload: RequestBody, *, checked: bool = True, **conditions: str) -> Any:
@@ -51,25 +51,25 @@ async def with_checksum(
 ) -> tuple[Any, bool]:
     """Make the first request of a write, with a checksum unless the server refuses checksums.
 
-    The first such request of a client decides for all later ones. Later requests of a write, such as parts, are never
-    repeated without their checksum.
+    The first such request of a client decides for all later ones of its kind. Later requests of a write, such as parts,
+    are never repeated without their checksum.
 
     Returns:
         The answer, and whether the request carried the checksum.
     """
-    if not checksum or transfer.checksums is False:
+    if not checksum or transfer.takes_checksums(method) is False:
         return await call(method, **parameters), False
     try:
         answer = await call(method, **parameters, **checksum)
     except Exception as error:
-        if transfer.checksums or code_of(error) not in _REFUSALS:
+        if transfer.takes_checksums(method) or code_of(error) not in _REFUSALS:
             raise
         refusal = str(error)
     else:
-        transfer.checksums = True
+        transfer.checksums[method] = True
         return answer, True
     answer = await call(method, **parameters)
-    if transfer.checksums is None:
-        transfer.checksums = False
+    if transfer.takes_checksums(method) is None:
+        transfer.checksums[method] = False
         logger.warning("Uploads carry no checksums, as the server refuses them: %s", refusal)
     return answer, False

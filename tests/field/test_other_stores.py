@@ -131,7 +131,7 @@ def test_tags_that_are_the_object(
     assert caplog.text.count("are not kept") == 3
 
 
-@pytest.mark.parametrize("code", ["NotImplemented", "MethodNotAllowed"])
+@pytest.mark.parametrize("code", ["NotImplemented", "MethodNotAllowed", "XNotImplemented"])
 def test_bucket_without_versions(
     server: LocalS3, fs: CSXFileSystem, new_bucket: str, proxy: FaultProxy, code: str
 ) -> None:
@@ -175,3 +175,49 @@ def test_deletion_refused_without_a_message(
     proxy.faults = [Fault("POST", query="delete", answer=(200, {}, body))]
     with pytest.raises(DeleteError, match="Locked" if said else "no reason"):
         through(proxy, server).rm([f"{bucket}/a", f"{bucket}/b"])
+
+
+def test_checksums_of_large_objects_alone_are_refused(
+    server: LocalS3, fs: CSXFileSystem, bucket: str, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MinIO before 2025 ignores the checksum of a small object, and refuses an upload that names the algorithm."""
+    other, data = through(proxy, server), os.urandom(9 * MIB)
+    other.pipe_file(f"{bucket}/small", b"1")
+    refusal = Fault(
+        "POST",
+        times=ALWAYS,
+        when=lambda request: "x-amz-checksum-algorithm" in request.headers,
+        answer=error_answer(400, "InvalidArgument"),
+    )
+    proxy.faults = [refusal]
+    for name in ("large", "other"):
+        other.pipe_file(f"{bucket}/{name}", data)
+        assert fs.cat_file(f"{bucket}/{name}") == data
+    other.pipe_file(f"{bucket}/small", b"2")
+    assert refusal.done == 1
+    assert caplog.text.count("carry no checksums") == 1
+    assert ["x-amz-checksum-crc64nvme" in each.headers for each in proxy.made("PUT") if "small" in each.path] == [
+        True
+    ] * 2
+
+
+def test_conditions_and_tags_that_are_refused(
+    server: LocalS3, fs: CSXFileSystem, bucket: str, proxy: FaultProxy
+) -> None:
+    """An append compares the ETag itself then; StorageGRID has a code of its own, and Backblaze B2 the status 400."""
+    fs.pipe_file(f"{bucket}/object", b"1")
+    for number, refusal in enumerate([(501, "XNotImplemented"), (400, "InvalidArgument")], 1):
+        conditional = Fault("PUT", when=lambda request: "if-match" in request.headers, answer=error_answer(*refusal))
+        proxy.faults = [conditional, Fault("GET", query="tagging", answer=error_answer(*refusal))]
+        with through(proxy, server).open(f"{bucket}/object", "ab") as file:
+            file.write(b"2")
+        assert [each.done for each in proxy.faults] == [1, 1]
+        assert fs.cat_file(f"{bucket}/object") == b"1" + b"2" * number
+
+
+def test_documents_with_a_byte_order_mark() -> None:
+    """Some servers begin their documents with one."""
+    entry = "<Contents><Key>object</Key><Size>1</Size><LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
+    body = f'\ufeff<?xml version="1.0"?>\n<ListBucketResult>{entry}</ListBucketResult>'.encode()
+    with listening(lambda heard: (200, {}, body)) as store:
+        assert fsspec.filesystem("s3", key="k", secret="s", endpoint_url=store.url).ls("bucket") == ["bucket/object"]

@@ -17,7 +17,7 @@ logger = logging.getLogger("fsspec_csx")
 _HEADERS = ("x-amz-checksum-", "x-amz-sdk-checksum-")
 _WITHOUT = "fsspec_csx_without_checksums"
 # Error codes of a refusal; a response to HEAD has only its status.
-_REFUSALS = {"400", "501", "InvalidArgument", "InvalidRequest", "MissingContentMD5", "NotImplemented"}
+_REFUSALS = {"400", "InvalidArgument", "InvalidRequest", "MissingContentMD5", "NotImplemented"}
 # Small requests that require a checksum; older servers know only Content-MD5.
 CHECKED = ("DeleteObjects", "PutBucketAcl", "PutBucketVersioning", "PutObjectAcl", "PutObjectTagging")
 
@@ -55,7 +55,7 @@ class ChecksumHeaders:
         if response is None or self.supported is not None or not _checksums_in(request_dict["headers"]):
             return None
         answer, parsed = response
-        refused = str(parsed.get("Error", {}).get("Code")) in _REFUSALS
+        refused = answer.status_code == 501 or str(parsed.get("Error", {}).get("Code")) in _REFUSALS
         if not request_dict["context"].get(_WITHOUT):
             request_dict["context"][_WITHOUT] = refused
             if answer.status_code < 300:

@@ -57,8 +57,14 @@ class FailedRequest:
 
 
 def code_of(error: BaseException) -> str:
-    """Return the S3 error code of an exception of botocore, or of s3fs's form of it; empty if there is none."""
-    return str(_details(error).get("Code", ""))
+    """Return the S3 error code of an exception of botocore, or of s3fs's form of it; empty if there is none.
+
+    It is NotImplemented for all errors of status 501, as stores have other codes for it, such as XNotImplemented.
+    """
+    response = _response(error)
+    if response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 501:
+        return "NotImplemented"
+    return str(response.get("Error", {}).get("Code", ""))
 
 
 def explain(error: Exception, request: FailedRequest) -> Exception:
@@ -86,7 +92,7 @@ def explain(error: Exception, request: FailedRequest) -> Exception:
     unparsed = isinstance(cause, UnicodeError) or type(cause).__module__.startswith(("aiohttp.", "http.", "urllib3."))
     if isinstance(error, boto.HTTPClientError) and unparsed:
         return _meaningless(request, f"no HTTP response ({type(cause).__name__})")
-    details, code = _details(error), code_of(error)
+    details, code = _response(error).get("Error", {}), code_of(error)
     if request.exclusive and code in ("PreconditionFailed", "412"):
         return errors.ObjectExistsError(f"{request.target} exists already.", "Choose another name, or overwrite it.")
     if request.pinned and code in ("ConditionalRequestConflict", "PreconditionFailed", "412"):
@@ -94,7 +100,7 @@ def explain(error: Exception, request: FailedRequest) -> Exception:
     if (known := _by_table(request, details)) or not code or type(error) is not OSError:
         return known or error
     # s3fs raises a plain OSError for codes that it does not translate.
-    reason = f"{request.operation} on {request.target} was refused with {code}{_said(details)}."
+    reason = f"{request.operation} on {request.target} was refused with {details.get('Code') or code}{_said(details)}."
     refused = errors.RefusedError(reason, "Look the code up in the manual of the endpoint, or ask those who run it.")
     refused.errno = error.errno
     return refused
@@ -105,11 +111,11 @@ def changed(target: str) -> errors.ObjectChangedError:
     return errors.ObjectChangedError(f"{target} changed meanwhile.", "Try again when no other program writes to it.")
 
 
-def _details(error: BaseException) -> dict[str, Any]:
+def _response(error: BaseException) -> dict[str, Any]:
     for candidate in (error, error.__cause__):
         response = getattr(candidate, "response", None)
         if isinstance(response, dict):
-            return dict(response.get("Error", {}))
+            return response
     return {}
 
 

@@ -17,8 +17,8 @@ from fsspec_csx.s3.client import retries
 from fsspec_csx.s3.transport.failures import InvalidResponseError
 from fsspec_csx.s3.transport.request_context import current
 
-# The name of the root element of a document, after its declaration and comments.
-_ROOT = re.compile(rb"\s*(?:<\?.*?\?>\s*|<!--.*?-->\s*)*<(?:[\w.-]+:)?([\w.-]+)", re.DOTALL)
+# The name of the root element of a document, after its byte order mark, declaration and comments.
+_ROOT = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?.*?\?>\s*|<!--.*?-->\s*)*<(?:[\w.-]+:)?([\w.-]+)", re.DOTALL)
 _DAMAGED = "its body is no XML, or damaged"
 # Operations, besides the listings in ``_NEEDED``, whose response must have a root element that ends in Result.
 _WITH_RESULT = frozenset({"CompleteMultipartUpload", "CopyObject", "UploadPartCopy"})

@@ -50,7 +50,8 @@ class Transfer:
         former: the Transfer of the client that this one replaces; its threads and connections are reused.
 
     Attributes:
-        checksums: whether the server accepts checksums of uploads; None before the first upload.
+        checksums: whether the server accepts checksums of uploads, by their first request: some accept them in
+            put_object and not in create_multipart_upload.
         buffered: how many copied bytes each part in flight has, by the ``id`` of its writer and its number.
         buffers: the buffers for copied bytes of all files that are written.
         slots: the turns of all requests of the process to the same store.
@@ -61,7 +62,7 @@ class Transfer:
 
     def __init__(self, client: Any, verify: bool | str, in_flight: int, former: Transfer | None = None) -> None:
         self.in_flight = in_flight
-        self.checksums: bool | None = None
+        self.checksums: dict[str, bool] = {}
         self.slots = slots_for(client.meta.endpoint_url, in_flight)
         self.exchange: Exchange = Exchange(
             client, verify, in_flight, self.slots, None if former is None else former.exchange
@@ -86,6 +87,10 @@ class Transfer:
                 yield
             finally:
                 self._threads.start_idle_timer()
+
+    def takes_checksums(self, method: str) -> bool | None:
+        """Return whether uploads that begin with this request may carry checksums; None if that is not known yet."""
+        return self.checksums.get(method, False if False in self.checksums.values() else None)
 
     def in_thread(self, function: Callable[..., T], *args: Any) -> Future[T]:
         return self._threads.submit(function, *args)
