@@ -39,13 +39,14 @@ async def create_bucket(fs: Any, bucket: str, acl: str | None = None, region: st
     except FileExistsError:
         pass  # another writer of this user created it first
     except AccessDeniedError as error:
-        if code_of(error.__cause__ or error) == "BucketAlreadyExists":
-            with contextlib.suppress(PermissionError):
-                if await exists(fs, bucket):  # some stores also answer so if this user has just created it
-                    return
+        if code_of(error.__cause__ or error) != "BucketAlreadyExists":
+            reason = f"The bucket {bucket!r} does not exist, and {fs._identity} may not make it."
+            raise AccessDeniedError(reason, "Name an existing bucket, or ask for the right to create one.") from error
+        seen = False
+        with contextlib.suppress(PermissionError):
+            seen = await exists(fs, bucket)
+        if not seen:  # some stores also answer so if this user has just created it
             raise
-        reason = f"The bucket {bucket!r} does not exist, and {fs._identity} may not make it."
-        raise AccessDeniedError(reason, "Name an existing bucket, or ask for the right to create one.") from error
     fs.invalidate_cache("")
     fs.invalidate_cache(bucket)
 

@@ -131,7 +131,7 @@ class CSXFile(ReadFile):
                 super().close()
 
     def commit(self) -> None:
-        """Publish what was written; called by a transaction.
+        """Publish what was written; called by a transaction, at whose end a file that was not closed is discarded.
 
         Raises:
             FileExistsError: in mode ``x``, if the object exists by now.
@@ -142,8 +142,11 @@ class CSXFile(ReadFile):
             raise ValueError(msg)
         if self._pid != os.getpid():
             raise _fork_error(self.path)
+        if self.fs._intrans and not (self.closed or self.forced):
+            self.drop()  # it may be incomplete: an exception, or a text wrapper, may have kept the rest
+            return
         with self._turn, self.discarded_on_failure():
-            self._write_late()  # nothing, unless the file of a transaction was not closed
+            self._write_late()
             if self.loc != self._unchanged:
                 answer = self._writer.finish(**self._conditions)
                 if self.fs.version_aware:

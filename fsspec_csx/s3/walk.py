@@ -30,10 +30,10 @@ async def walk_async(
         ValueError: if the path names no bucket, or ``maxdepth`` is less than 1.
     """
     check_depth(maxdepth)
-    path = fs._strip_protocol(path)
-    if path in ("", "*"):
+    if path in ("", "*", *(f"{each}://" for each in fs.protocol)):  # but "/" walks all buckets, as with s3fs
         msg = "The path names no bucket, and all of S3 cannot be listed. Name a bucket."
         raise ValueError(msg)
+    path = fs._strip_protocol(path)
     listed = []
     try:
         listed = await fs._ls(path, detail=True, **kwargs)

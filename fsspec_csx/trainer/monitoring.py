@@ -125,6 +125,7 @@ class ComputeNorm(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, model: Module, optimizer: Optimizer) -> None:
         if not trainer.logging.is_log_step(trainer, ahead=1):
+            self._norms = {}  # those of an earlier step
             return
         parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
         gradients = {name: each.grad for name, each in parameters.items() if each.grad is not None}

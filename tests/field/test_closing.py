@@ -542,8 +542,8 @@ def test_wrapper_dropped_before_the_file(
         add(file, "5")
         raise KeyError
     assert fs.cat_file(path) == b"1234"
-    with fs.transaction:
-        add(open_file(), "6")
+    with fs.transaction, open_file() as file:
+        add(file, "6")
     assert fs.cat_file(path) == b"6"
 
 

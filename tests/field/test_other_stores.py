@@ -152,8 +152,14 @@ def test_bucket_that_another_writer_made(
     )
     taken.answer = error_answer(409, "BucketAlreadyExists")
     proxy.faults = [taken]
-    through(proxy, server).pipe_file(f"{new_bucket}/object", b"data")
+    other = through(proxy, server, use_listings_cache=True)
+    assert new_bucket not in other.ls("")
+    other.mkdir(new_bucket)
     assert taken.done == 1
+    assert new_bucket in other.ls("")
+    fs.rmdir(new_bucket)
+    taken.times = 1
+    other.pipe_file(f"{new_bucket}/object", b"data")
     assert fs.cat_file(f"{new_bucket}/object") == b"data"
 
 

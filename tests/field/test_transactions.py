@@ -104,6 +104,30 @@ def test_failed_commit(fs: CSXFileSystem, path: str) -> None:
     assert fs.cat_file(f"{path}-new") == b"other"
 
 
+@pytest.mark.parametrize("mode", ["wb", "w"])
+def test_file_that_was_not_closed(fs: CSXFileSystem, path: str, mode: str) -> None:
+    """It may be incomplete, as an exception may have ended the function that wrote it: it is discarded with a warning."""
+
+    def write_half() -> None:
+        file = fs.open(path, mode)
+        file.write("half" if mode == "w" else b"half")
+        raise ValueError("stop")
+
+    with pytest.warns(DiscardedFileWarning, match="not closed"), fs.transaction:
+        fs.pipe_file(f"{path}-new", b"new")
+        with contextlib.suppress(ValueError):
+            write_half()
+    assert fs.cat_file(path) == b"old"
+    with pytest.warns(DiscardedFileWarning, match="not closed"), fs.transaction:
+        file = fs.open(path, mode)
+        file.write("half" if mode == "w" else b"half")  # a text wrapper keeps it
+    assert fs.cat_file(path) == b"old"
+    with pytest.raises(ValueError, match="closed"):
+        file.write("more" if mode == "w" else b"more")
+        file.flush()
+    assert fs.cat_file(f"{path}-new") == b"new"
+
+
 def test_requests(fs: CSXFileSystem, path: str) -> None:
     """A small object takes one request, as without a transaction."""
     with recorded_requests() as operations, fs.transaction:

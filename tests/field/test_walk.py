@@ -40,6 +40,9 @@ def test_order_and_depth(fs: CSXFileSystem, bucket: str) -> None:
     for path in ("", "s3://", "*"):
         with pytest.raises(ValueError, match="bucket"):
             list(fs.walk(path))
+    ((root, buckets, _),) = fs.walk("/", maxdepth=1)
+    assert root == ""
+    assert bucket in buckets
     with pytest.raises(ValueError, match="maxdepth"):
         list(fs.walk(bucket, maxdepth=0))
 

@@ -40,7 +40,7 @@ class BoundedHTTPSession(AIOHTTPSession):  # type: ignore[misc]
         if verify == "":  # old releases of botocore would then verify nothing
             msg = "The name of the bundle of certificates is empty."
             raise UntrustedCertificateError(msg, "Unset AWS_CA_BUNDLE, or name a file of certificates.")
-        for url in (proxies or {}).values():
+        for url in filter(None, (proxies or {}).values()):
             check_proxy(url)
         super().__init__(verify=verify, proxies=proxies, **options)
         self._plain: AIOHTTPSession | None = None
