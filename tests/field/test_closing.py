@@ -545,6 +545,11 @@ def test_wrapper_dropped_before_the_file(
     with fs.transaction, open_file() as file:
         add(file, "6")
     assert fs.cat_file(path) == b"6"
+    with open_file() as file:
+        for text in "78":
+            io.TextIOWrapper(file, encoding="utf-16").write(text)
+            gc.collect()
+    assert fs.cat_file(path) == "78".encode("utf-16")  # with one byte order mark
 
 
 @pytest.mark.parametrize("way", ["block", "close"])

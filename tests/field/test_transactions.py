@@ -106,7 +106,7 @@ def test_failed_commit(fs: CSXFileSystem, path: str) -> None:
 
 @pytest.mark.parametrize("mode", ["wb", "w"])
 def test_file_that_was_not_closed(fs: CSXFileSystem, path: str, mode: str) -> None:
-    """It may be incomplete, as an exception may have ended the function that wrote it: it is discarded with a warning."""
+    """It may be incomplete, as an exception may have ended its writer: it is discarded with a warning."""
 
     def write_half() -> None:
         file = fs.open(path, mode)
