@@ -304,8 +304,9 @@ def _rivals(held: Iterable[str], names: Iterable[str]) -> list[str]:
 
 
 def _has_same_user_metadata(one: Location, other: Location) -> bool:
-    """Return whether two objects have the same user metadata; True on filesystems without user metadata."""
+    """Return whether an object has the user metadata of another; True on filesystems without user metadata."""
     stamps = one.stamp(), other.stamp()
     if stamps[0] is None or stamps[1] is None:
         return True
-    return bool(stamps[0].headers.get("Metadata") == stamps[1].headers.get("Metadata"))
+    own, copied = (stamp.headers.get("Metadata") or {} for stamp in stamps)
+    return bool(own.items() <= copied.items())  # some stores add some, such as mtime

@@ -10,14 +10,14 @@ import pytest
 from listener import Answer, Heard, listening
 from proxy import Fault, FaultProxy, error_answer, through
 
-from fsspec_csx.errors import DeleteError
+from fsspec_csx.errors import DeleteError, EndpointError
 from fsspec_csx.manage.s3 import unfinished_uploads
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 MIB = 2**20
 ALWAYS = 1000
-ONE_ATTEMPT = {"retries": {"total_max_attempts": 1}}
+ONE_ATTEMPT, THREE_ATTEMPTS = ({"retries": {"total_max_attempts": most}} for most in (1, 3))
 
 
 def test_range_with_status_200(server: LocalS3, fs: CSXFileSystem, bucket: str, proxy: FaultProxy) -> None:
@@ -94,6 +94,10 @@ def test_object_that_ends_early() -> None:
         fs = fsspec.filesystem("s3", key="k", secret="t", endpoint_url=store.url, config_kwargs=ONE_ATTEMPT)
         fs.retries = 1
         with pytest.raises(OSError, match=r"broke the connection off|invalid S3 response"):
+            fs.cat_file("bucket/object")
+        extra, begin = {"Content-Encoding": "gzip"}, b""
+        fs = fsspec.filesystem("s3", key="k", secret="u", endpoint_url=store.url, config_kwargs=THREE_ATTEMPTS)
+        with pytest.raises(EndpointError, match="Content-Encoding 'gzip' and no length"):
             fs.cat_file("bucket/object")
 
 

@@ -11,6 +11,7 @@ import torch
 from cerebras import changed
 from commands import run
 from fsspec.callbacks import Callback
+from proxy import Fault, FaultProxy
 from roots import left
 
 from fsspec_csx import copy, distributed, load, move, save
@@ -287,3 +288,17 @@ def test_damaged_metadata_and_objects_below(
         assert is_saved(root, 3)
         assert "model/deep/w" in left(root)
     assert is_saved(f"{root}/below", 2)
+
+
+def test_moved_where_copies_get_more_metadata(bucket: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some stores add a time to the user metadata of a copy: what the source has is what a move compares."""
+    source, target = f"s3://{bucket}/run", f"s3://{bucket}/moved"
+    save(state(1), source, format="cerebras")
+    proxy.faults = [
+        Fault("HEAD", times=1000, when=lambda asked: "/moved/" in asked.path, headers={"x-amz-meta-mtime": "1"})
+    ]
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+    move(source, target)
+    assert is_saved(target, 1)
+    assert left(source) == []
+    assert proxy.faults[0].done > 0

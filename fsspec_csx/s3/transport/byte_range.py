@@ -181,6 +181,9 @@ class RangeRequest:
         elif self._clipped and self.total is not None and self.total == first + (length or 0):
             self.length = min(self.length, self.total - self.start)
         self.unsized = self._probing and length is None and self.total is None
+        if self.unsized and (coding := headers.get("Content-Encoding")):  # other bytes than those of the object
+            msg = f"a response has Content-Encoding {coding!r} and no length."
+            raise OSError(msg)
         self.etag, self.headers = headers.get("ETag"), headers
         if first != self.start + self.filled or length not in (None, self.length - self.filled):
             due = f"{self.length - self.filled} from {self.start + self.filled}"
