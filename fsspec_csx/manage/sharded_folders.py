@@ -308,5 +308,5 @@ def _has_same_user_metadata(one: Location, other: Location) -> bool:
     stamps = one.stamp(), other.stamp()
     if stamps[0] is None or stamps[1] is None:
         return True
-    own, copied = (stamp.headers.get("Metadata") or {} for stamp in stamps)
+    own, copied = stamps[0].headers.get("Metadata") or {}, stamps[1].headers.get("Metadata") or {}
     return bool(own.items() <= copied.items())  # some stores add some, such as mtime

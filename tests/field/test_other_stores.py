@@ -10,7 +10,7 @@ import pytest
 from listener import Answer, Heard, listening
 from proxy import Fault, FaultProxy, error_answer, through
 
-from fsspec_csx.errors import DeleteError, EndpointError
+from fsspec_csx.errors import DeleteError, EndpointError, UnavailableError
 from fsspec_csx.manage.s3 import unfinished_uploads
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
@@ -231,3 +231,19 @@ def test_documents_with_a_byte_order_mark() -> None:
     body = f'\ufeff<?xml version="1.0"?>\n<ListBucketResult>{entry}</ListBucketResult>'.encode()
     with listening(lambda heard: (200, {}, body)) as store:
         assert fsspec.filesystem("s3", key="k", secret="s", endpoint_url=store.url).ls("bucket") == ["bucket/object"]
+
+
+@pytest.mark.parametrize("status", [408, 520])
+def test_statuses_of_proxies(server: LocalS3, fs: CSXFileSystem, bucket: str, proxy: FaultProxy, status: int) -> None:
+    """A request that a proxy before the store could not pass on, or not in time, is repeated."""
+    other, data = through(proxy, server), os.urandom(9 * MIB)
+    for method in ("PUT", "POST", "HEAD", "GET"):
+        proxy.faults.append(Fault(method, answer=(status, {}, b"<html>not in time</html>")))
+    other.pipe_file(f"{bucket}/object", data)
+    assert other.info(f"{bucket}/object")["size"] == len(data)
+    assert other.cat_file(f"{bucket}/object") == data
+    assert [fault.done for fault in proxy.faults] == [1, 1, 1, 1]
+    proxy.faults = [Fault("PUT", times=ALWAYS, answer=(status, {}, b""))]
+    with pytest.raises(UnavailableError, match=str(status)):
+        through(proxy, server, config_kwargs=ONE_ATTEMPT).pipe_file(f"{bucket}/object", b"new")
+    assert fs.cat_file(f"{bucket}/object") == data

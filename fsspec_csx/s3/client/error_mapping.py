@@ -21,7 +21,7 @@ from fsspec_csx.s3.transport.failures import (
     UnusualResponseError,
 )
 
-_OF_NUMBERS = {"429", "500", "502", "503", "504"}
+_OF_NUMBERS = {"408", "429", "500", "502", "503", "504", "520", "521", "522", "523", "524"}
 BUSY = _OF_NUMBERS | {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "TooManyRequests"}
 """Error codes of servers that are overloaded or temporarily failing."""
 _INVALID_NAME = "InvalidBucketName"

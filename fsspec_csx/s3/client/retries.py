@@ -23,13 +23,15 @@ _CHANGES = frozenset(
 )
 # These errors occur before anything is sent.
 _NOT_SENT = (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.ProxyConnectionError, boto.SSLError)
+# Statuses of proxies, as Cloudflare's, for a store that fails or is late; botocore does not retry after them.
+_OF_PROXIES = frozenset(range(520, 525))
 # With these statuses, the server may have applied the request or not.
-_VAGUE = frozenset({500, 502, 504})
+_VAGUE = _OF_PROXIES | {500, 502, 504}
 # The errors of a connection that failed.
 _FAILED = (boto.ConnectionError, boto.ConnectionClosedError, boto.ReadTimeoutError)
 # The attempts of a request unless the configuration sets them; botocore's default.
 _ATTEMPTS = 5
-_LONGEST_WAIT = 60.0
+_LONGEST_WAIT, _FIRST_PROXY_WAIT = 60.0, 0.1
 # botocore makes a round of attempts, and s3fs repeats such rounds; no round is added after this many seconds.
 _ROUNDS_SECONDS = 30.0
 
@@ -82,10 +84,13 @@ def _most_attempts(request_dict: Any) -> int:
 
 
 def retry_after(attempts: int, request_dict: Any, response: Any = None, **_: Any) -> float | None:
-    """Return the seconds to wait by the header Retry-After; None to leave the retry to botocore."""
-    if response is None or response[0].status_code not in (429, 503):
-        return None
+    """Return the seconds to wait, by the header Retry-After if there is one; None to leave the retry to botocore."""
+    status = None if response is None else response[0].status_code
     if attempts >= _most_attempts(request_dict):
+        return None
+    if status == 408 or status in _OF_PROXIES:
+        return float(_FIRST_PROXY_WAIT * 2**attempts)
+    if status not in (429, 503):
         return None
     value = response[0].headers.get("Retry-After", "")
     if value.isdecimal():
