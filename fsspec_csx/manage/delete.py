@@ -125,40 +125,41 @@ def targets_from_listing(
 
 
 def _delete(fs: Any, to_delete: Sequence[DeleteTarget]) -> dict[str, Exception]:
-    failed: dict[str, Exception] = {}
-    touched: set[str] = set()
-    phases: dict[str, list[list[str]]] = {}
-    former: dict[str, bytes] = {}
-    for each, was in zip(to_delete, map_parallel(fs, _mark_unfinished, to_delete), strict=True):
+    # By number, as on S3 an object and a folder may have one path.
+    failed: dict[int, Exception] = {}
+    touched: set[int] = set()
+    phases: dict[int, list[list[str]]] = {}
+    former: dict[int, bytes] = {}
+    for number, was in enumerate(map_parallel(fs, _mark_unfinished, to_delete)):
         if isinstance(was, Exception) and not isinstance(was, PermissionError):
-            failed[each.path] = was
+            failed[number] = was
             continue
         # Some users may delete, but not write.
-        phases[each.path] = each.phases(marked=not isinstance(was, PermissionError))
-        former |= {each.path: was} if isinstance(was, bytes) else {}
-    for number in range(4):
-        going = {path: those[number] for path, those in phases.items() if path not in failed}
+        phases[number] = to_delete[number].phases(marked=not isinstance(was, PermissionError))
+        former |= {number: was} if isinstance(was, bytes) else {}
+    for phase in range(4):
+        going = {number: those[phase] for number, those in phases.items() if number not in failed}
         left = remove(fs, [file for those in going.values() for file in those])
-        for path, those in going.items():
+        for number, those in going.items():
             errors = [left[file] for file in those if file in left]
             if len(errors) < len(those):
-                touched.add(path)
+                touched.add(number)
             if errors:
-                failed[path] = errors[0]
-    for each in to_delete:
-        if each.path not in failed:
+                failed[number] = errors[0]
+    for number, each in enumerate(to_delete):
+        if number not in failed:
             if each.is_folder:
                 remove_empty(fs, each.root.path)
             if each.left:
                 reason = f"{redacted(each.path)} was deleted, but {each.note}. They are left."
                 remedy = "Look at them, and delete those that nobody needs, such as by fsspec's rm_file."
-                failed[each.path] = DeleteError(reason, remedy)
-        elif each.layout and each.path in former and each.path not in touched:
+                failed[number] = DeleteError(reason, remedy)
+        elif each.layout and number in former and number not in touched:
             try:  # nothing was deleted, so the checkpoint is complete
-                each.layout.restore(each.root, former[each.path])
+                each.layout.restore(each.root, former[number])
             except Exception as error:
-                failed[each.path] = error
-    return failed
+                failed[number] = error
+    return {to_delete[number].path: error for number, error in failed.items()}
 
 
 def _mark_unfinished(to_delete: DeleteTarget) -> bytes | Exception | None:

@@ -143,6 +143,18 @@ def test_sharded(root: str) -> None:
     assert left(root) == ["checkpoint_3/.metadata", "checkpoint_3/__0_0.distcp", "checkpoint_4/__0_0.distcp"]
 
 
+def test_file_and_folder_of_one_name(bucket: str, environment: LocalS3) -> None:
+    """On S3 both may have the name of a checkpoint, and both are deleted."""
+    root = f"s3://{bucket}"
+    for step in (1, 2):
+        save([step], f"{root}/checkpoint_{step}.mdl")
+        fill(root, f"checkpoint_{step}.mdl/__0_0.distcp")
+        fill(root, f"checkpoint_{step}.mdl/.metadata", data=manifest("__0_0.distcp"))
+    assert run(root, "--keep", "1", "-y") == DONE
+    assert [each.path for each in checkpoints(root)] == [f"{root}/checkpoint_2.mdl"] * 2
+    assert not [name for name in left(root) if "checkpoint_1" in name]
+
+
 def test_folders_side_by_side(bucket: str, environment: LocalS3, fs: CSXFileSystem) -> None:
     """Folders take a request each to be listed again, and their files go a thousand by a request."""
     files = [f"{bucket}/checkpoint_{step}/{name}" for step in range(50) for name in (".metadata", "__0_0.distcp")]
