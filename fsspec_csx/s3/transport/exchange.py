@@ -55,7 +55,8 @@ class Exchange:
     ) -> None:
         config, url = client.meta.config, client.meta.endpoint_url
         proxies = get_environ_proxies(url) if config.proxies is None else config.proxies
-        secure = url.startswith("https:"), (proxies.get(url.partition(":")[0]) or "").startswith("https:")
+        scheme = urlsplit(url).scheme  # in lower case
+        secure = scheme == "https", urlsplit(proxies.get(scheme) or "").scheme == "https"
         plain, self.shares_threads = not any(secure), not all(secure)
         self.limit = config.read_timeout
         self._slots = slots

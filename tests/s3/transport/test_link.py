@@ -320,7 +320,13 @@ def test_not_begun() -> None:
 
 def test_other_lengths_and_silence() -> None:
     """Fewer bytes, more than were asked for, a connection that ends and one that stalls are errors."""
-    for answer in ([HEAD + b"hel"], [HEAD.replace(b"5", b"6") + b"hello!"], [b"HTTP/1.1 2"], []):
+    for answer in (
+        [HEAD + b"hel"],
+        [CHUNKED + b"5\r\nhel", b""],
+        [HEAD.replace(b"5", b"6") + b"hello!"],
+        [b"HTTP/1.1 2"],
+        [],
+    ):
         with (
             linked(*([answer] if answer else []), limit=0.5) as (link, _),
             pytest.raises(OSError, match=r"ended|came|temporarily|reset|stalled") as caught,

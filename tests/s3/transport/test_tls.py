@@ -132,3 +132,13 @@ def test_new_certificates_are_trusted(far: CSXFileSystem, proxy: FaultProxy) -> 
     proxy.faults = []
     proxy.handshakes.trusted.write_bytes(proxy.handshakes.authority.cert_pem.bytes() + b"\n")
     assert far.cat_file(PATH) == DATA
+
+
+def test_stall_of_an_endpoint_in_capitals(server: LocalS3, bucket: str, proxy: FaultProxy) -> None:
+    """The time limit of TLS does not depend on how the scheme of the endpoint is written."""
+    soon = {"read_timeout": 1, "retries": {"total_max_attempts": 1}}
+    far = through(proxy, server, endpoint_url=proxy.url.replace("https", "HTTPS"), config_kwargs=soon)
+    far.retries = 1
+    proxy.faults = [Fault("PUT", delay=10, times=100)]
+    with pytest.raises(EndpointError, match="did not answer in time"):
+        far.pipe_file(f"{bucket}/key", b"data")
