@@ -87,13 +87,15 @@ class Exchange:
             EndpointConnectionError: if there can be none.
         """
         place = "/".join(url.split("/", 3)[:3])
+        origin, pool, forwarded = self._latest  # other threads may replace it
         try:
-            if self._latest[0] == place:
+            if origin == place:
                 with contextlib.suppress(ClosedPoolError):  # urllib3 keeps the pools of few hosts
-                    return Link(self._latest[1], self._slots, shares_thread=shares_thread, forwarded=self._latest[2])
+                    return Link(pool, self._slots, shares_thread=shares_thread, forwarded=forwarded)
             pool = compat.pool_to(self.session, url)
-            self._latest = place, pool, compat.is_forwarded(pool, url)
-            return Link(pool, self._slots, shares_thread=shares_thread, forwarded=self._latest[2])
+            forwarded = compat.is_forwarded(pool, url)
+            self._latest = place, pool, forwarded
+            return Link(pool, self._slots, shares_thread=shares_thread, forwarded=forwarded)
         except HTTPError as error:
             raise boto.EndpointConnectionError(endpoint_url=url, error=error) from error
 

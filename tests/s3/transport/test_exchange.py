@@ -83,3 +83,28 @@ def test_no_response(monkeypatch: pytest.MonkeyPatch) -> None:
                 with pytest.raises(errors.EndpointError, match=match):
                     fs.pipe_file("bucket/key", b"data") if write else fs.cat_file("bucket/key", start=0, end=5)
             assert talker.requests > 2
+
+
+def test_hosts_of_several_threads() -> None:
+    """A connection leads to the host that was asked for, also if another thread asks for another one meanwhile."""
+    with talking(lambda head: in_forms(b"404 Not Found", b"")) as talker:
+        fs = filesystem(talker.url)
+        with pytest.raises(FileNotFoundError):
+            fs.cat_file("bucket/key", start=0, end=5)
+    exchange = fs.transfer.exchange
+
+    exchange.link("http://other.example/key").give_back()
+    other = exchange._latest
+
+    class Place(str):
+        def __eq__(self, place: object) -> bool:
+            exchange._latest = other  # as another thread may do
+            return str(self) == str(place)
+
+        __hash__ = str.__hash__
+
+    exchange.link("http://first.example/key").give_back()
+    exchange._latest = Place(exchange._latest[0]), *exchange._latest[1:]
+    link = exchange.link("http://first.example/key")
+    link.give_back()
+    assert link.pool.host == "first.example"
