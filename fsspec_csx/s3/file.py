@@ -241,6 +241,7 @@ class CSXFile(ReadFile):
         if self._late is not None:
             if self._dropping() is not None:  # perhaps in a thread that must not wait
                 self._late.append(bytes(view))
+                self.loc += size
                 return size
             self._write_late()
         if self._pid != os.getpid():  # also if it was opened for reading
@@ -262,6 +263,7 @@ class CSXFile(ReadFile):
 
     def _write_late(self) -> None:
         late, self._late = self._late or [], None
+        self.loc -= sum(map(len, late))
         for each in late:
             self._write(each, stable=True, borrowed=False)
 
