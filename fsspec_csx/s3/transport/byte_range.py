@@ -309,6 +309,9 @@ def _content(status: int, headers: Mapping[str, str]) -> tuple[int, int | None, 
             return 0, length, length
         msg = f"a response has Content-Range {headers.get('Content-Range')!r}."
         raise OSError(msg)
-    if length is None and last.isdecimal():  # the body comes in chunks
-        length = int(last) + 1 - int(first)
+    span_length = int(last) + 1 - int(first) if last.isdecimal() else length
+    if status != 206 and length not in (None, span_length):  # the header is that of another response
+        return 0, length, length
+    if length is None:  # the body comes in chunks
+        length = span_length
     return int(first), length, int(total) if total.isdecimal() else None

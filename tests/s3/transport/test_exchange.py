@@ -108,3 +108,10 @@ def test_hosts_of_several_threads() -> None:
     link = exchange.link("http://first.example/key")
     link.give_back()
     assert link.pool.host == "first.example"
+
+
+def test_range_of_another_response() -> None:
+    """A whole object with the Content-Range of a part, as of a cache that mixes responses, is read whole."""
+    said = b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Range: bytes 0-4/5\r\nContent-Length: 9\r\n\r\nhello all'
+    with talking(lambda head: [said]) as talker:
+        assert filesystem(talker.url).cat_file("bucket/key") == b"hello all"
