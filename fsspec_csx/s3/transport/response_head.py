@@ -18,7 +18,7 @@ _TEXT = r"[\t\x20-\x7e\x80-\xff]*"
 # One pattern for the whole head, as one for each line would take several times as long.
 _HEAD = re.compile(rf"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: {_TEXT})?(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:{_TEXT})*")
 _LENGTH = re.compile(r"[0-9]{1,18}")
-# Headers that may occur only once, as repeated ones could contradict each other.
+# Headers whose repeated values must be equal.
 _ONCE = ("content-length", "content-range", "etag")
 
 
@@ -63,7 +63,9 @@ def response_head(data: bytes) -> ResponseHead:
         name, value = name.lower(), value.strip(" \t")
         if name in headers:
             if name in _ONCE:
-                raise _unusual(f"{name} twice")
+                if value != headers[name]:
+                    raise _unusual(f"{name} twice")
+                continue
             value = f"{headers[name]}, {value}"
         headers[name] = value
     status, length = int(found[2]), headers.get("Content-Length", "")

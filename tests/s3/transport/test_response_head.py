@@ -93,3 +93,11 @@ def test_refused() -> None:
     ):
         with pytest.raises(UnusualResponseError):
             response_head(odd.encode("latin-1"))
+
+
+def test_repeated() -> None:
+    """Headers that say the same twice, as some gateways send them, are clear."""
+    spans = "Content-Range: bytes 0-4/9\r\ncontent-range: bytes 0-4/9"
+    head = f'HTTP/1.1 206 Partial\r\nETag: "a"\r\nEtag: "a"\r\nContent-Length: 5\r\ncontent-length:5\r\n{spans}'
+    found = response_head(head.encode())
+    assert (found.length, found.headers.get("ETag"), found.headers.get("Content-Range")) == (5, '"a"', "bytes 0-4/9")
