@@ -133,6 +133,10 @@ def test_tags_that_are_the_object(
         assert proxy.faults[0].done == 1
     assert fs.cat_file(f"{bucket}/object") == b"12345666"
     assert caplog.text.count("are not kept") == 3
+    proxy.faults = [Fault("GET", query="tagging", times=ALWAYS, answer=(200, {}, b"<Tagging><TagSet><Tag><Key>a"))]
+    alone = through(proxy, server, config_kwargs={"retries": {"total_max_attempts": 1}})
+    with pytest.raises(UnavailableError, match="damaged"):
+        alone.open(f"{bucket}/object", "ab")  # it has tags, which would be lost
 
 
 @pytest.mark.parametrize("code", ["NotImplemented", "MethodNotAllowed", "XNotImplemented"])

@@ -95,13 +95,13 @@ def _check_root(operation: str, body: bytes) -> None:
         _refuse(f"a document whose root is {root[1].decode()!r}" if root else "a body without XML")
 
 
-def explain_damage(operation: Any, response: Any = None, **_: Any) -> None:
+async def explain_damage(operation: Any, response: Any = None, **_: Any) -> None:
     """Explain a status 500 that botocore sets for a response 200 it cannot read; a handler of ``needs-retry``."""
     if response is not None and getattr(response[0].raw, "status", None) == 200:
         details = response[1].get("Error", {})
         if details.get("Code") == "500":
             if operation.name in _OTHER_ROOTS:
-                _refuse(_DAMAGED)
+                _check_root(operation.name, await response[0].content)
             details["Message"] = f"the status was 200, but {_DAMAGED}"
 
 
