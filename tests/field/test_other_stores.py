@@ -251,3 +251,16 @@ def test_statuses_of_proxies(server: LocalS3, fs: CSXFileSystem, bucket: str, pr
     with pytest.raises(UnavailableError, match=str(status)):
         through(proxy, server, config_kwargs=ONE_ATTEMPT).pipe_file(f"{bucket}/object", b"new")
     assert fs.cat_file(f"{bucket}/object") == data
+
+
+def test_deletion_answered_by_a_page(server: LocalS3, fs: CSXFileSystem, bucket: str, proxy: FaultProxy) -> None:
+    """A page in place of the result of a deletion is an error, as nothing may be deleted; no body is none."""
+    names = [f"{bucket}/{name}" for name in "ab"]
+    fs.pipe(dict.fromkeys(names, b"1"))
+    proxy.faults = [Fault("POST", query="delete", answer=(200, {}, b"<html><body>Sign in</body></html>"))]
+    other = through(proxy, server)
+    with pytest.raises(EndpointError, match="a document whose root is 'html'"):
+        other.rm(names)
+    assert fs.find(bucket) == names
+    proxy.faults = [Fault("POST", query="delete", answer=(200, {}, b""))]
+    other.rm(names)
