@@ -267,10 +267,6 @@ class CSXFile(ReadFile):
         for each in late:
             self._write(each, stable=True, borrowed=False)
 
-    def tell(self) -> int:
-        """Return the position; a new text wrapper writes a byte order mark only at position 0."""
-        return int(super().tell()) + sum(map(len, self._late or ()))
-
     def writable(self) -> bool:
         """Return whether the file can be written to."""
         self._asked = calling_instruction()
