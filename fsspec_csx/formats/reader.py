@@ -97,5 +97,5 @@ def structure(source: Source, name: str, *, bounded: bool = False) -> LazyObject
 
 def _part(found: LazyObject, choice: Choice) -> LazyObject:
     obj = names.select(found.obj, choice)
-    used = {place_of(value) for _, value in names.walk(obj)}
+    used = {place_of(value) for value in structure_limits.values(obj, attributes=True)}
     return LazyObject(obj, [each for each in found.records if each.place in used])

@@ -23,13 +23,19 @@ _EFFORT = 8 * 10**6
 _NOTHING = object()
 
 
-def children(value: Any) -> list[tuple[Any, Any]] | None:
-    """Return the entries of a mapping, list or tuple by key or index; None for other values."""
+def entries(value: Any) -> Iterable[tuple[Any, Any]] | None:
+    """Return the entries of a mapping, list or tuple by key or index, to be read once; None for other values."""
     if isinstance(value, Mapping):
-        return list(type(value).items(value))  # an attribute may hide value.items
+        return type(value).items(value)  # an attribute may hide value.items
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
-        return list(enumerate(value))
+        return enumerate(value)
     return None
+
+
+def children(value: Any) -> list[tuple[Any, Any]] | None:
+    """Return a copy of the entries of a mapping, list or tuple, so that they may change; None for other values."""
+    found = entries(value)
+    return None if found is None else list(found)
 
 
 def below(name: str, key: object) -> str:

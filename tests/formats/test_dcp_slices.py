@@ -54,6 +54,7 @@ def test_item_of_known_layout() -> None:
         assert frames.plain_in(memoryview(file.getvalue())) is None
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
 def test_checksums_of_items_that_torch_wrote(tmp_path: Path) -> None:
     """Of many items of one layout each is checked by its checksum, and has its own values."""
     state = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle as pickle_module
+import tracemalloc
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,11 +19,13 @@ from hypothesis import strategies as st
 from torch_files import equal, loaded, source_of
 
 from fsspec_csx.errors import CheckpointError
+from fsspec_csx.formats import reader as formats_reader
 from fsspec_csx.formats.base import ON_CPU, ReadOptions
 from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.formats.torch_zip import outline, reader, rebuilding
+from fsspec_csx.formats.torch_zip import outline, reader, rebuilding, structure_limits
 from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, ScanError
 from fsspec_csx.tensors.lazy_object import LazyObject
+from fsspec_csx.tensors.names import Choice
 
 
 def trained() -> dict[str, Any]:
@@ -209,6 +212,47 @@ def test_no_name_has_a_state(state: bytes) -> None:
         with pytest.raises(ScanError):
             outline.read(pickle, "file")
     assert loaded(saved(torch.ones(2, dtype=torch.float16))).dtype == torch.float16
+
+
+@pytest.mark.parametrize("factory", [b"ccollections\nCounter\n", b"ctorch\nfloat16\n", b"]"])
+def test_no_state_sets_a_factory(factory: bytes) -> None:
+    """The factory of a mapping is one that pickle wrote as an argument, so that a missing key makes such a value."""
+    made = b"\x80\x02ccollections\ndefaultdict\nc__builtin__\nlist\n\x85R"
+    state = b"N}X\x0f\x00\x00\x00default_factory%bs\x86b" % factory
+    data = saved({})
+    archive = archive_of(data)
+    found = built_of(replace(archive, pickle=made + b"."), data)
+    assert found is not None
+    assert found.obj.default_factory is list
+    assert built_of(replace(archive, pickle=made + state + b"."), data) is None
+
+
+def test_a_part_has_all_its_tensors() -> None:
+    """Also those that are attributes: without their bytes, they would have those of freed memory."""
+    parameter, tensor, mapping = torch.nn.Parameter(torch.ones(2)), torch.ones(3), OrderedDict(w=torch.ones(4))
+    parameter.tag, tensor.tag, mapping.tag = torch.ones(5), [{"x": torch.ones(6)}], torch.ones(7)  # type: ignore[attr-defined]
+    obj = {"p": parameter, "t": tensor, "m": mapping, "other": torch.ones(8)}
+    found = formats_reader.structure(source_of(saved(obj)), "file")
+    part = formats_reader._part(found, Choice(found.obj, ["p", "t", "m"], "file"))
+    assert sorted(record.storage.nbytes() for record in part.records) == [4 * size for size in range(2, 8)]
+    assert torch.equal(loaded(saved(obj), keys=["t"])["t"].tag[0]["x"], torch.ones(6))
+
+
+def test_long_lists_are_not_copied() -> None:
+    """Numbers in a list, such as of a sampler, take no more memory while they are looked at than pickle needs."""
+    count = 100_000
+    data = saved({"order": list(range(1000, 1000 + count))})
+    found = outline.read(archive_of(data).pickle, "file")
+    tracemalloc.start()
+    try:
+        made = rebuilding.structure(found, archive_of(data), source_of(data), "file")
+        assert made is not None
+        structure_limits.check_use(made.obj, "file")
+        structure_limits.check(made.obj, "file")
+        highest = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert highest < len(data) + 24 * count
 
 
 def test_skip_data(monkeypatch: pytest.MonkeyPatch) -> None:

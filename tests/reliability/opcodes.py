@@ -112,6 +112,7 @@ GROWING = {
     "the elements of a storage": called(named(BYTEARRAY), STORED),
     "arguments of an unknown class": again(ONES, "some.Class", 20_000, b"h\x00"),
     "new objects of an unknown class": again(ONES, "some.Class", 20_000, b"h\x00").replace(b"h\x00R", b"h\x00\x81"),
+    "many names": listed(*(named(f"a.b{each}") for each in range(20_000))),
     "ids of storages": listed(ONES + b"q\x00Q", b"h\x00Q" * 20_000),
     "a bytearray after a new mapping": listed(named(ORDERED) + b")\x81", called(named(BYTEARRAY), GIGABYTES)),
     "the rows of a tensor": called(named(ORDERED), listed(view(number(2**34) + b"\x85", b"K\x00\x85"))),

@@ -135,6 +135,7 @@ class _Memory(Named):
 
 
 _ARGUMENTS = 8  # the most that torch's functions for tensors take
+_NAMES, _SIZE_OF_NAME = 1000, 1000  # names that each pickle may have, and the bytes for each more: it takes a class
 _REBUILT = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3")}
 
 
@@ -144,11 +145,14 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(io.BufferedReader(io.BytesIO(data)))
         self.named: dict[str, Any] = {}
         self._bounds = Bounds(len(data))
+        self._most_names = _NAMES + len(data) // _SIZE_OF_NAME
 
     def find_class(self, module: str, name: str) -> Any:
         module, name = torch_compat.renamed(module, name)
         path = f"{module}.{name}"
         if path not in self.named:
+            if len(self.named) >= self._most_names:
+                raise ExcessError
             dtype = vars(torch).get(name) if module == "torch" else None
             self.named[path] = dtype if isinstance(dtype, torch.dtype) else self._kind(path)
         return self.named[path]

@@ -90,6 +90,9 @@ _FACTORIES: dict[str, Any] = {f"builtins.{each.__name__}": each for each in (boo
 BUILTINS = {*_FACTORIES, "builtins.bytes", "collections.defaultdict"}
 """Safe names that torch.load does not accept."""
 
+FACTORIES = (None, *_FACTORIES.values())
+"""The factories of a ``defaultdict``."""
+
 
 class ExcessError(pickle.UnpicklingError):
     """A pickle makes more than its size allows."""

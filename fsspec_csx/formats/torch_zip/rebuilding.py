@@ -15,7 +15,7 @@ import torch
 from fsspec_csx.formats.base import ON_CPU, ReadOptions
 from fsspec_csx.formats.torch_zip.archive import Archive
 from fsspec_csx.formats.torch_zip.outline import FROM_TYPE, Named, Outline, Stored
-from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, refused
+from fsspec_csx.formats.torch_zip.pickle_bounds import FACTORIES, Bounds, refused
 from fsspec_csx.formats.torch_zip.placeholders import Placeholder
 from fsspec_csx.formats.torch_zip.storage_placement import ArchiveStorages, StoragePlacer
 from fsspec_csx.tensors import torch_compat
@@ -59,7 +59,8 @@ class Rebuilding:
         while self._left:
             container = self._left.pop()
             is_list = type(container) is list
-            for key, value in [*(enumerate(container) if is_list else type(container).items(container))]:
+            # No copy, which would take 100 bytes for each number of a list: only values change, and no sizes.
+            for key, value in enumerate(container) if is_list else type(container).items(container):
                 if not is_list and type(key) is not str:
                     self._check_key(key)
                 if type(value) not in _VALUES and (made := self._of(value)) is not value:
@@ -84,6 +85,8 @@ class Rebuilding:
             return value if all(one is other for one, other in zip(parts, value, strict=True)) else parts
         if kind is list or kind in _MAPPINGS:
             self._left.append(value)
+            if kind is defaultdict and value.default_factory not in FACTORIES:  # a state may replace it
+                raise refused("a mapping with an unknown factory")
             if attributes := getattr(value, "__dict__", None):
                 if kind is not OrderedDict:  # torch sets attributes only there
                     raise refused("attributes of what has none")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from fsspec_csx.errors import CheckpointLimitError, InvalidCheckpointError
 from fsspec_csx.formats import sniff
 from fsspec_csx.tensors import torch_compat
-from fsspec_csx.tensors.names import children
+from fsspec_csx.tensors.names import entries
 
 DEPTH_LOADED = 500
 """How deeply the containers of a file may be nested: more than pickle itself writes by default."""
@@ -37,10 +38,10 @@ _METHODS = {
 
 def check(obj: Any, name: str) -> None:
     """Check the depth and the sparse tensors of an object that torch.load considers safe, each object once."""
-    for _, entries, path in _containers(obj, once=True):
+    for container, path in _containers(obj, once=True):
         if len(path) >= DEPTH_LOADED:
             raise _too_deep(name, DEPTH_LOADED, _ELSEWHERE)
-        _check_sparse((value for _, value in entries), name)
+        _check_sparse((value for _, value in entries(container) or ()), name)
     _check_sparse([obj], name)
 
 
@@ -78,11 +79,11 @@ def check_entries(obj: Any, name: str) -> None:
     """
     seen: set[int] = set()
     visited = own = 0
-    for container, entries, path in _containers(obj, once=False):
+    for container, path in _containers(obj, once=False):
         if id(container) not in seen:
             seen.add(id(container))
-            own += len(entries)
-        visited += len(entries)
+            own += len(container)
+        visited += len(container)
         if len(path) >= DEPTH:
             raise _too_deep(name, DEPTH, _WHOLE)
         if visited > max(_MANY, _REPEATED * own):
@@ -107,17 +108,22 @@ def _is_needed(value: Any, attribute: str) -> bool:
     return needed and callable(getattr(type(value), attribute, None))
 
 
-def values(obj: Any) -> Iterator[Any]:
-    """Yield an object and everything in it, including keys; each container once."""
+def values(obj: Any, *, attributes: bool = False) -> Iterator[Any]:
+    """Yield an object and everything in it, including keys, and attributes if asked for; each container once."""
     stack = [obj]
     seen: set[int] = set()
     while stack:
         value = stack.pop()
         yield value
-        inside = [(each, None) for each in value] if isinstance(value, (set, frozenset)) else children(value)
-        if inside and id(value) not in seen:
-            seen.add(id(value))
-            stack.extend(itertools.chain.from_iterable(inside))
+        is_container = isinstance(value, (Mapping, list, tuple, set, frozenset))
+        held = attributes and isinstance(value, (torch.Tensor, OrderedDict)) and getattr(value, "__dict__", None)
+        if not (is_container or held) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if held:
+            stack.append(held)
+        if is_container:
+            stack.extend(itertools.chain.from_iterable(entries(value) or ()) if isinstance(value, Mapping) else value)
 
 
 def _too_deep(name: str, most: int, remedy: str) -> CheckpointLimitError:
@@ -126,32 +132,33 @@ def _too_deep(name: str, most: int, remedy: str) -> CheckpointLimitError:
 
 def check_depth(obj: Any) -> None:
     """Raise a ValueError for an object that ``check_entries`` would refuse for its depth."""
-    for *_, path in _containers(obj, once=False):
+    for _, path in _containers(obj, once=False):
         if len(path) >= DEPTH:
             name = ".".join(map(str, path))[:_NAME_SHOWN]
             what = f"The entry {name!r}… is nested deeper than {DEPTH}, where load takes no keys and no into."
             raise ValueError(f"{what} Save it less deeply nested.")
 
 
-def _containers(obj: Any, *, once: bool) -> Iterator[tuple[Any, list[tuple[Any, Any]], list[object]]]:
-    """Yield each container in an object that is not empty, itself included, its entries, and the keys that lead to it.
+def _containers(obj: Any, *, once: bool) -> Iterator[tuple[Any, list[object]]]:
+    """Yield each container in an object that is not empty, itself included, with the keys that lead to it.
 
     With ``once``, a shared container is yielded once; else in each place, but not within itself.
     """
-    if not (entries := children(obj)):
+    inside = entries(obj)
+    if inside is None or not obj:
         return
     path: list[object] = []
-    yield obj, entries, path
-    # Not recursive: the remaining entries of each level, and its identity.
-    levels, met = [(iter(entries), id(obj))], {id(obj)}
+    yield obj, path
+    # Not recursive: the remaining entries of each level, and its identity. No copies: a list may have many numbers.
+    levels, met = [(iter(inside), id(obj))], {id(obj)}
     while levels:
         left, identity = levels[-1]
         for key, value in left:
-            if id(value) not in met and (entries := children(value)):
+            if id(value) not in met and (inside := entries(value)) is not None and value:
                 path.append(key)
-                yield value, entries, path
+                yield value, path
                 met.add(id(value))
-                levels.append((iter(entries), id(value)))
+                levels.append((iter(inside), id(value)))
                 break
         else:
             levels.pop()
