@@ -238,6 +238,18 @@ def test_a_part_has_all_its_tensors() -> None:
     assert torch.equal(loaded(saved(obj), keys=["t"])["t"].tag[0]["x"], torch.ones(6))
 
 
+def test_tensors_are_keys() -> None:
+    """A mapping with tensors and devices as keys is read as by torch; beside unknown classes, a part of it is."""
+    first, second = torch.ones(2), torch.nn.Parameter(torch.ones(3))
+    keys = [first, "x", (second, 1), torch.device("cpu"), torch.float16, second]
+    obj: dict[str, Any] = {"k": {key: [second] for key in keys}, "o": OrderedDict.fromkeys(keys, 1)}
+    expected = torch.load(io.BytesIO(saved(obj)), weights_only=True)
+    assert equal(loaded(saved(obj)), expected)
+    found = loaded(saved({**obj, "unknown": io.StringIO}), keys=["k", "o"])
+    assert equal(found, expected)
+    assert next(iter(found["k"])) is next(iter(found["o"]))
+
+
 def test_long_lists_are_not_copied() -> None:
     """Numbers in a list, such as of a sampler, take no more memory while they are looked at than pickle needs."""
     count = 100_000

@@ -59,10 +59,10 @@ class Rebuilding:
         while self._left:
             container = self._left.pop()
             is_list = type(container) is list
+            if not is_list:
+                self._make_keys(container)
             # No copy, which would take 100 bytes for each number of a list: only values change, and no sizes.
             for key, value in enumerate(container) if is_list else type(container).items(container):
-                if not is_list and type(key) is not str:
-                    self._check_key(key)
                 if type(value) not in _VALUES and (made := self._of(value)) is not value:
                     container[key] = made
         return self._root[0]
@@ -104,6 +104,17 @@ class Rebuilding:
         elif kind is not Placeholder:
             raise refused(f"a {kind.__name__}")
         return value
+
+    def _make_keys(self, mapping: Any) -> None:
+        """Replace the keys that stand for tensors, in the same order."""
+        kind = type(mapping)
+        others = [key for key in kind.keys(mapping) if type(key) is not str and self._of(key) is not key]
+        if others:
+            self.is_complete = False  # without its bytes, the name of such an entry is wrong
+            items = [(self._of(key), value) for key, value in kind.items(mapping)]
+            mapping.clear()
+            for key, value in items:
+                mapping[key] = value
 
     def _check_key(self, key: Any) -> None:
         if type(key) not in _VALUES and self._of(key) is not key:
