@@ -46,10 +46,10 @@ class ConcurrencyLimit:
     """The decisions about the limit, without a clock, sockets or locks.
 
     Attributes:
-            most: the most that ``limit`` can become.
-            limit: how many requests may be in flight.
-            processors: how many this process may use.
-            far: whether answers take so long that many requests are needed.
+        most: the most that ``limit`` can become.
+        limit: how many requests may be in flight.
+        processors: how many this process may use.
+        far: whether answers take so long that many requests are needed.
     """
 
     most: int = MIN_REQUESTS
