@@ -40,6 +40,7 @@ logger = logging.getLogger("fsspec_csx")
 _TURN_SECONDS = 0.2
 _THREADS = 4  # the most threads that share the connections
 _TICK_SECONDS = 0.02  # how often finished requests are reported: waking the event loop for each would be slow
+_LINGER_SECONDS = 0.02  # how long a thread waits for the next request to be added: starting its turn anew takes longer
 _RENEWAL_SECONDS = 5.0  # how often to check for new credentials
 _REFUSED = (400, 401, 403)
 _BUSY = (429, 500, 502, 503, 504)
@@ -82,16 +83,14 @@ class SignedRequests(Generic[R]):
         self._learned: Learned | None = None
         self._alone, self._finished, self._settled = alone, finished, settled
         self._queue = deque(requests)
-        self._lock = threading.Lock()
+        self._added = threading.Condition()
         self._left, self._growing = len(self._queue), growing
         self._ended: deque[R] = deque()
         self._most = min(transfer.in_flight, most if most and most > 0 else transfer.in_flight)
         self._takers = self._idle = 0  # how many there are, and how many of them are about to take a request
-        number = (
-            min(_THREADS, os.cpu_count() or 1)
-            if shared and hasattr(select, "poll") and transfer.exchange.shares_threads
-            else 0
-        )
+        self._lingering = 0  # how many threads wait for a request to be added
+        shared = shared and hasattr(select, "poll") and transfer.exchange.shares_threads
+        number = min(_THREADS, os.cpu_count() or 1) if shared else 0
         self._loops = [SocketLoop(transfer.in_thread, transfer.exchange.limit) for _ in range(number)]
         self._local = LocalCalls()
         self._tasks: set[asyncio.Future[Any]] = set()
@@ -113,7 +112,10 @@ class SignedRequests(Generic[R]):
         try:
             await self._done
         finally:
-            self._queue.clear()
+            with self._added:
+                self._queue.clear()
+                self._growing = False
+                self._added.notify_all()
             for task in self._tasks:
                 task.cancel()
             await finish_despite_cancel(self._finish(self._scope.close()))
@@ -127,15 +129,19 @@ class SignedRequests(Generic[R]):
 
     def add(self, request: R) -> None:
         """Add a request; in any thread."""
-        with self._lock:
+        with self._added:
             self._left += 1
-        self._queue.append(request)
-        if self._takers < self._width:
+            self._queue.append(request)
+            self._added.notify()
+            taken = len(self._queue) <= self._lingering
+        if not taken and self._takers < self._width:
             self._wake_loop()
 
     def close(self) -> None:
         """Let ``run`` return when all requests have been made; in any thread."""
-        self._growing = False
+        with self._added:
+            self._growing = False
+            self._added.notify_all()
         self._wake_loop()
 
     def _wake_loop(self) -> None:
@@ -199,13 +205,13 @@ class SignedRequests(Generic[R]):
 
     def _start_takers(self) -> None:
         """Start as many tasks as may have requests in flight; a thread ends its turn early if more wait."""
-        for _ in range(min(self._width - self._takers, len(self._queue) - self._idle)):
+        for _ in range(min(self._width - self._takers, len(self._queue) - self._idle - self._lingering)):
             self._start(self._take_turns(self._takers))
             self._takers += 1
             self._count_idle(1)
 
     def _count_idle(self, change: int) -> None:
-        with self._lock:
+        with self._added:
             self._idle += change
 
     async def _take_turns(self, number: int) -> None:
@@ -270,7 +276,7 @@ class SignedRequests(Generic[R]):
             self._end_one()
 
     def _end_one(self) -> None:
-        with self._lock:
+        with self._added:
             self._left -= 1
         self._end_if_all_are_made()
 
@@ -287,9 +293,7 @@ class SignedRequests(Generic[R]):
         link = self._transfer.exchange.link(self._learned.template.url, shares_thread=shares_thread)
         try:
             while not turn.given_up and not self._scope.closed:
-                try:
-                    request = self._queue.popleft()
-                except IndexError:
+                if (request := self._next()) is None:
                     break
                 if self._refused or self._invalid_responses >= FAILURES:
                     return request, 0.0
@@ -302,6 +306,15 @@ class SignedRequests(Generic[R]):
         finally:
             link.give_back()
         return None, 0.0
+
+    def _next(self) -> R | None:
+        """Take a request from the queue; if it is empty but grows, wait a moment."""
+        with self._added:
+            if not self._queue and self._growing and not self._transfer.slots.contended:
+                self._lingering += 1
+                self._added.wait(_LINGER_SECONDS)
+                self._lingering -= 1
+            return self._queue.popleft() if self._queue else None
 
     def _try(self, turn: Turn, request: R, link: Link) -> Steps[float | None]:
         """Make a request; return None if it succeeded, or how long to wait before repeating it."""
