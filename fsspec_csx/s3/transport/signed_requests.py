@@ -47,7 +47,6 @@ _BUSY = (429, 500, 502, 503, 504)
 _WAIT, _LONGEST_WAIT = (0.05, 0.3), 60.0  # seconds before a request to a busy store is repeated
 _waits = random.Random()
 
-
 R = TypeVar("R", bound=SignedRead | SignedWrite | SignedPart)
 
 
@@ -114,8 +113,7 @@ class SignedRequests(Generic[R]):
         finally:
             with self._added:
                 self._queue.clear()
-                self._growing = False
-                self._added.notify_all()
+            self.close()
             for task in self._tasks:
                 task.cancel()
             await finish_despite_cancel(self._finish(self._scope.close()))
