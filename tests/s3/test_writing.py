@@ -32,6 +32,7 @@ from fsspec_csx.errors import AccessDeniedError, ObjectChangedError, ObjectExist
 from fsspec_csx.s3 import server_copy, writer
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.part_sizes import PARTS, part_size, part_size_for
+from fsspec_csx.s3.transport import signed_requests
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
 from fsspec_csx.s3.transport.event_loop import Work
@@ -465,6 +466,34 @@ def test_parts_are_in_flight_side_by_side(server: LocalS3, folder: str, proxy: F
     assert len(parts(proxy)) == 7
     assert not together.broken
     assert fs.cat_file(f"{folder}/object") == DATA + DATA
+
+
+@pytest.mark.parametrize("end", ["close", "discard", "fail"])
+def test_thread_that_waits_for_the_next_part(
+    server: LocalS3, folder: str, proxy: FaultProxy, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long a thread waits for another part, it takes that, and the end of the file at once."""
+    monkeypatch.setattr(signed_requests, "_LINGER_SECONDS", 120.0)
+    fs, began = through(proxy, server), time.monotonic()
+    data = os.urandom(8 * BLOCK)
+    file = fs.open(f"{folder}/object", "wb", block_size=BLOCK)
+    for start in range(0, len(data), BLOCK):
+        file.write(data[start : start + BLOCK])
+        file._writer._wait_until(lambda: not file._writer._in_flight)  # so that its thread is idle before the next
+    assert fs.transfer.slots._taken == 1
+    if end == "close":
+        file.close()
+        assert fs.cat_file(f"{folder}/object") == data
+    else:
+        if end == "fail":
+            proxy.faults = [Fault("PUT", query="partNumber=9", times=99, answer=error_answer(403, "AccessDenied"))]
+            file.write(bytes(BLOCK + 1))
+            with pytest.raises(AccessDeniedError):
+                file.close()
+        file.discard()
+        assert not fs.exists(f"{folder}/object")
+    assert not uploads_below(fs, folder)
+    assert time.monotonic() - began < 100
 
 
 @pytest.mark.parametrize("when", ["write", "close"])
