@@ -151,7 +151,7 @@ def test_parts_beyond_number(server: Listener, fs: CSXFileSystem) -> None:
 def test_redirect_to_nowhere(server: Listener, fs: CSXFileSystem, status: int, headers: dict[str, str]) -> None:
     """A redirect that does not say where to is reported at once, also of a deletion of many."""
     server.answer = lambda heard: (status, headers, b"")
-    for ask in (lambda: fs.rm(["bucket/a", "bucket/b"]), lambda: fs.cat_file("bucket/a"), lambda: fs.ls("bucket/a")):
+    for ask in (lambda: fs.rm(["bucket/a", "bucket/b"]), lambda: fs.cat_file("bucket/c"), lambda: fs.ls("bucket/d")):
         server.heard.clear()
         with pytest.raises(OSError, match=rf"redirects to another address|was refused with {status}") as caught:
             ask()
