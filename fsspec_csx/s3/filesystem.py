@@ -192,8 +192,8 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
 
     # -- from memory and local files to S3 --------------------------------------------------------------------------
 
-    _pipe_file = transactions.pipe_file
-    _put_file = transactions.put_file
+    _pipe_file = upload.pipe_file
+    _put_file = upload.put_file
     _pipe = trees.pipe
     _put = trees.put
     put = transactions.put

@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 
 from fsspec.callbacks import Callback
 
-from fsspec_csx.s3 import transactions
+from fsspec_csx.s3 import upload
 from fsspec_csx.s3.consistent_read import PinnedObject, retry_if_changed
-from fsspec_csx.s3.download import check_inside, read_whole
+from fsspec_csx.s3.download import read_whole
 from fsspec_csx.s3.first_bytes import FirstBytes, HeadFile
 from fsspec_csx.s3.many_requests import ObjectGet, ObjectPut, has_checksum, run_requests
 from fsspec_csx.s3.part_sizes import part_size_for
@@ -69,8 +69,7 @@ async def get_files(
     """
 
     def is_writable(number: int) -> bool:
-        source, target = pairs[number]
-        check_inside(source, target)
+        target = pairs[number][1]
         try:
             mode = os.lstat(target).st_mode
         except (OSError, ValueError):  # nothing is there, or opening the file raises the error
@@ -117,7 +116,7 @@ async def pipe_files(
     def finished(request: ObjectPut) -> None:
         answers[names[request.number]] = request.answer
 
-    ours = is_not_overridden(fs, "_pipe_file", transactions.pipe_file)
+    ours = is_not_overridden(fs, "_pipe_file", upload.pipe_file)
     await _write(fs, names, source if ours else None, options, pipe, finished, most)
     return list(answers.values())
 
@@ -159,7 +158,7 @@ async def put_files(
             child.relative_update(request.length)
         callback.relative_update(1)
 
-    ours = is_not_overridden(fs, "_put_file", transactions.put_file)
+    ours = is_not_overridden(fs, "_put_file", upload.put_file)
     await _write(fs, [target for _, target in pairs], source if ours else None, options, put, finished, most)
 
 

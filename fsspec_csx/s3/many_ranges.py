@@ -106,7 +106,7 @@ class _Ranges:
         self.state = PinnedObject(fs, path, version_id, info.get("ETag") if info else None)
         self.error: Exception | None = None
         limits = [slice(*each).indices(info["size"])[:2] if info else each for each in spans]
-        self._targets = [BytesBuffer(max(0, end - start), self.state).__enter__() for start, end in limits]
+        self._targets = [BytesBuffer(max(0, end - start), self.state) for start, end in limits]
         pairs = [(start, target.memory) for (start, _), target in zip(limits, self._targets, strict=True)]
         self.requests = coalesce(pairs, fs.request_size(sum(len(memory) for _, memory in pairs)))
         if len(pairs) == 1 and info is None:

@@ -6,7 +6,6 @@ exception leaves the block. This module prevents publishing such an incomplete f
 
 from __future__ import annotations
 
-import mimetypes
 import os
 import sys
 import threading
@@ -14,10 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any
 
-from fsspec.callbacks import DEFAULT_CALLBACK, Callback
+from fsspec.callbacks import Callback
 from fsspec.implementations import cached
 
-from fsspec_csx.s3 import upload
 from fsspec_csx.s3.exit_calls import Opening, innermost_error
 from fsspec_csx.s3.interrupt import interruptible, run_in_thread
 from fsspec_csx.s3.part_sizes import LEAST_PART
@@ -25,50 +23,25 @@ from fsspec_csx.s3.part_sizes import LEAST_PART
 _PIECE = 8 * 2**20
 
 
-async def pipe_file(
-    fs: Any, path: str, data: Any, chunksize: int | None = None, mode: str = "overwrite", **kwargs: Any
-) -> Any:
-    if not fs._intrans:
-        return await upload.pipe_file(fs, path, data, chunksize, mode, **kwargs)
-    return await _write(fs, path, [data.encode() if isinstance(data, str) else data], chunksize, mode, kwargs)
+def pieces_of(path: str, callback: Callback, ready: Callable[[], object]) -> Iterator[bytes]:
+    """Yield the bytes of a local file, and then call ``ready``."""
+    with open(path, "rb") as source:
+        callback.set_size(os.fstat(source.fileno()).st_size)
+        while piece := source.read(_PIECE):
+            yield piece
+            callback.relative_update(len(piece))
+    ready()
 
 
-async def put_file(
-    fs: Any,
-    lpath: str,
-    rpath: str,
-    callback: Callback = DEFAULT_CALLBACK,
-    chunksize: int | None = None,
-    mode: str = "overwrite",
-    resumable: bool = False,
-    ready: Callable[[], object] = lambda: None,
-    **kwargs: Any,
-) -> None:
-    if not fs._intrans or os.path.isdir(lpath):
-        await upload.put_file(fs, lpath, rpath, callback, chunksize, mode, resumable, ready, **kwargs)
-        return
-    if guessed := mimetypes.guess_type(lpath)[0]:
-        kwargs.setdefault("ContentType", guessed)
-
-    def pieces() -> Iterator[bytes]:
-        with open(lpath, "rb") as source:
-            callback.set_size(os.fstat(source.fileno()).st_size)
-            while piece := source.read(_PIECE):
-                yield piece
-                callback.relative_update(len(piece))
-        ready()
-
-    await _write(fs, rpath, pieces(), chunksize, mode, kwargs)
-
-
-async def _write(
+async def write(
     fs: Any, path: str, pieces: Iterable[Any], part: int | None, mode: str, options: dict[str, Any]
 ) -> None:
+    """Write pieces to an object that the end of the transaction publishes."""
     options.pop("max_concurrency", None)
     size = max(part, LEAST_PART) if part else None
     stopped = threading.Event()
 
-    def write() -> None:
+    def write_pieces() -> None:
         # If the transaction has ended meanwhile, nothing commits the file.
         with fs.open(path, "xb" if mode == "create" else "wb", block_size=size, autocommit=False, **options) as file:
             for piece in pieces:
@@ -77,7 +50,7 @@ async def _write(
                     msg = "The writing was stopped."
                     raise RuntimeError(msg)
 
-    await run_in_thread(write, stopped.set)
+    await run_in_thread(write_pieces, stopped.set)
 
 
 def put(fs: Any, lpath: Any, rpath: Any, *args: Any, **kwargs: Any) -> Any:

@@ -136,8 +136,8 @@ async def get(
         is_list = not isinstance(rpath, str)
         into = not is_list and not found[0].is_match and exists and not trailing_sep(rpath)
         pairs = pair_paths(found, target, is_list=is_list, into=into)
-        for pair in pairs:
-            check_inside(pair.source, pair.target)
+    for pair in pairs:
+        check_inside(pair.source, pair.target)
     pairs = local_pairs(pairs)
     for folder in {pair.target if pair.type == "directory" else os.path.dirname(pair.target) for pair in pairs}:
         os.makedirs(folder or ".", exist_ok=True)

@@ -12,6 +12,7 @@ from typing import Any
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 
 from fsspec_csx.errors import ChecksumError, ObjectExistsError
+from fsspec_csx.s3 import transactions
 from fsspec_csx.s3.consistent_read import head_object
 from fsspec_csx.s3.multipart import MultipartUpload, UploadedPart
 from fsspec_csx.s3.object_attributes import source_key
@@ -45,7 +46,10 @@ async def pipe_file(
         ObjectExistsError: in mode "create", if the object exists.
         ValueError: before anything is sent, if the data is larger than any object can be.
     """
-    memory = single_bytes(data.encode() if isinstance(data, str) else data)
+    data = data.encode() if isinstance(data, str) else data
+    if fs._intrans:
+        return await transactions.write(fs, path, [data], chunksize, mode, kwargs)
+    memory = single_bytes(data)
 
     async def payload(start: int, end: int) -> RequestBody:
         return MemoryBody([memory[start:end]])
@@ -100,6 +104,10 @@ async def put_file(
         return
     if guessed := mimetypes.guess_type(lpath)[0]:
         kwargs.setdefault("ContentType", guessed)
+    if fs._intrans:
+        pieces = transactions.pieces_of(lpath, callback, ready)
+        await transactions.write(fs, rpath, pieces, chunksize, mode, kwargs)
+        return
     with open(lpath, "rb") as file:
         descriptor = file.fileno()
         local = LocalFile(descriptor, lpath)
