@@ -16,10 +16,10 @@ from s3fs.core import version_id_kw
 from fsspec_csx.s3.appending import check_absent
 from fsspec_csx.s3.exit_calls import Error, Opening
 from fsspec_csx.s3.file import check_open, part_writer
-from fsspec_csx.s3.interrupt import run_in_thread
 from fsspec_csx.s3.transport.call_scope import finish_despite_cancel
 from fsspec_csx.s3.transport.event_loop import submit, work_for
 from fsspec_csx.s3.transport.request_body import single_bytes
+from fsspec_csx.s3.transport.threads import run_in_thread
 from fsspec_csx.s3.upload import object_call
 from fsspec_csx.s3.versions import check_writable
 

@@ -28,8 +28,9 @@ from fsspec_csx.s3.many_requests import ObjectGet, has_checksum, run_requests
 from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.resumable_download import resume
 from fsspec_csx.s3.transport.byte_range import FileRange, RangeRequest
-from fsspec_csx.s3.transport.call_scope import in_thread, scope
+from fsspec_csx.s3.transport.call_scope import scope
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
+from fsspec_csx.s3.transport.threads import in_thread
 from fsspec_csx.storage.atomic import atomic_local_write, write_at
 
 # More than _MANY objects of up to _SMALL bytes are read into memory by requests without botocore.

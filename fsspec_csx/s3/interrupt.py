@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem, sync_wrapper
 
-from fsspec_csx.s3.transport.call_scope import contained, finish_despite_cancel, to_thread
+from fsspec_csx.s3.transport.call_scope import contained
 from fsspec_csx.s3.transport.event_loop import is_on_loop, run_and_wait
 
 # Coroutines that run many tasks, by fsspec's names.
@@ -32,18 +31,6 @@ def interruptible(coroutine: Callable[..., Any]) -> Callable[..., Any]:
 
     call.of_coroutine = coroutine  # type: ignore[attr-defined]
     return call
-
-
-async def run_in_thread(work: Callable[[], Any], stop: Callable[[], object]) -> None:
-    """Run work that waits for the event loop in a thread; an exception here stops the work, and waits for its end."""
-    running = asyncio.ensure_future(to_thread(work))
-    try:
-        await asyncio.shield(running)
-    except BaseException:
-        stop()
-        await finish_despite_cancel(asyncio.wait([running]))
-        running.exception()
-        raise
 
 
 def make_interruptible(cls: type[Any]) -> None:

@@ -16,8 +16,8 @@ from fsspec_csx.s3.many_objects import cat_files, is_not_overridden
 from fsspec_csx.s3.many_requests import ObjectGet, run_requests
 from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.transport.byte_range import RangeRequest
-from fsspec_csx.s3.transport.call_scope import in_thread_if_many
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
+from fsspec_csx.s3.transport.threads import in_thread_if_many
 
 
 async def cat_ranges(

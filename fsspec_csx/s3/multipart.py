@@ -17,13 +17,14 @@ from typing import Any
 from fsspec_csx.errors import ExpiredCredentialsError, ObjectChangedError
 from fsspec_csx.s3.client.error_mapping import BUSY, code_of
 from fsspec_csx.s3.put_object import Call, with_checksum
-from fsspec_csx.s3.transport.call_scope import cleanup_scope, finish_despite_cancel, in_thread
+from fsspec_csx.s3.transport.call_scope import cleanup_scope, finish_despite_cancel
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.learned_template import LearnedTemplate
 from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.queued_requests import SignedPart
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.signed_requests import SignedRequests
+from fsspec_csx.s3.transport.threads import in_thread
 from fsspec_csx.s3.upload_journal import UploadJournal
 
 # How long a cancelled creation waits for the id of the upload, to abort it.

@@ -19,13 +19,13 @@ from fsspec_csx.s3.consistent_read import BytesBuffer
 from fsspec_csx.s3.put_object import Call
 from fsspec_csx.s3.readahead import AHEAD_REQUEST, ReadAhead
 from fsspec_csx.s3.transport.byte_range import RangeRequest
-from fsspec_csx.s3.transport.call_scope import in_thread, in_thread_if_many
 from fsspec_csx.s3.transport.checksum import CRC32, Algorithm, of_object
-from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, run_and_wait, start
+from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, run_and_wait, submit
 from fsspec_csx.s3.transport.learned_template import LearnedTemplate
 from fsspec_csx.s3.transport.pool import PART
 from fsspec_csx.s3.transport.range_planning import Span, checksums, coalesce
 from fsspec_csx.s3.transport.request_body import single_bytes
+from fsspec_csx.s3.transport.threads import in_thread, in_thread_if_many
 
 _PARALLEL_FROM = 2 * 2**20
 _FOLLOWING = 64 * 1024
@@ -325,11 +325,5 @@ class ReadFile(S3File):  # type: ignore[misc]
 
         return request
 
-    def _call_s3(self, method: str, *kwarglist: Any, **kwargs: Any) -> Any:
-        payer = getattr(self, "_request_payer_kw", self.req_kw)
-        check_off_loop(self.fs)
-        call = functools.partial(self.fs._call_s3, method, self.s3_additional_kwargs, payer, *kwarglist, **kwargs)
-        return run_and_wait(self.fs, call)
-
     def _start(self, coroutine: Any) -> Future[Any]:
-        return start(self.fs, coroutine)
+        return submit(self.fs.loop, coroutine)

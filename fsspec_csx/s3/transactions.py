@@ -17,8 +17,9 @@ from fsspec.callbacks import Callback
 from fsspec.implementations import cached
 
 from fsspec_csx.s3.exit_calls import Opening, innermost_error
-from fsspec_csx.s3.interrupt import interruptible, run_in_thread
+from fsspec_csx.s3.interrupt import interruptible
 from fsspec_csx.s3.part_sizes import LEAST_PART
+from fsspec_csx.s3.transport.threads import run_in_thread
 
 _PIECE = 8 * 2**20
 

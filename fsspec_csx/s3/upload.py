@@ -19,7 +19,6 @@ from fsspec_csx.s3.object_attributes import source_key
 from fsspec_csx.s3.part_copies import CopiedSpan
 from fsspec_csx.s3.part_sizes import part_size_for
 from fsspec_csx.s3.put_object import Call, put
-from fsspec_csx.s3.transport.call_scope import to_thread
 from fsspec_csx.s3.transport.request_body import (
     FileSliceBody,
     LocalFile,
@@ -28,6 +27,7 @@ from fsspec_csx.s3.transport.request_body import (
     changed,
     single_bytes,
 )
+from fsspec_csx.s3.transport.threads import to_thread
 from fsspec_csx.s3.upload_journal import SourceFingerprint, open_journal
 from fsspec_csx.s3.versions import check_writable
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsspec_csx.s3.transport.call_scope import ThreadedContext
+from fsspec_csx.s3.transport.threads import ThreadedContext
 
 _LARGEST = 4 * 2**20  # bytes; 10,000 parts take less than a quarter
 

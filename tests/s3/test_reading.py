@@ -29,7 +29,6 @@ from fsspec_csx.errors import ObjectNotFoundError
 from fsspec_csx.s3 import many_ranges, reader
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.readahead import Chunk, ReadAhead
-from fsspec_csx.s3.transport import call_scope
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
 from fsspec_csx.s3.transport.event_loop import Work
@@ -491,7 +490,7 @@ def test_many_spans_leave_the_event_loop_free(fs: CSXFileSystem, monkeypatch: py
 
     for owner, name in ((reader, "coalesce"), (reader, "checksums"), (many_ranges, "coalesce")):
         monkeypatch.setattr(owner, name, noted(getattr(owner, name)))
-    monkeypatch.setattr(call_scope, "_MANY", 20)
+    monkeypatch.setattr("fsspec_csx.s3.transport.threads._MANY", 20)
     spans = [(9 * number, memoryview(bytearray(7))) for number in range(30)]
 
     async def thread_of_loop() -> threading.Thread:

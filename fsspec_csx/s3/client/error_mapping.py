@@ -13,13 +13,13 @@ from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
 from fsspec_csx import errors
-from fsspec_csx.s3.transport.event_loop import SHUTDOWN, TOO_LATE
 from fsspec_csx.s3.transport.failures import (
     GaveUpError,
     InvalidResponseError,
     RedirectedError,
     UnusualResponseError,
 )
+from fsspec_csx.s3.transport.threads import SHUTDOWN, TOO_LATE
 
 _OF_NUMBERS = {"408", "429", "500", "502", "503", "504", "520", "521", "522", "523", "524"}
 BUSY = _OF_NUMBERS | {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "TooManyRequests"}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import functools
 import inspect
 import threading
@@ -17,14 +16,11 @@ import traceback
 import weakref
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, wait
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fsspec_csx.s3.transport.request_context import current, using
 
-NO_THREAD = "No thread can be started to send and fetch bytes. Raise the limit of processes or of memory."
 T = TypeVar("T")
-
-_MANY = 1000  # things that a function takes about a millisecond for
 
 
 class Body(Protocol):
@@ -135,82 +131,6 @@ async def finish_despite_cancel(awaitable: Awaitable[T], seconds: float | None =
             task.exception()  # otherwise asyncio reports it as never retrieved
         raise cancellation
     return task.result()
-
-
-class ThreadCall(Future[T]):
-    """A call of a function, for a thread of a pool.
-
-    A pool that cannot start a thread keeps what was submitted, and runs it later. A cancelled call is not made then.
-    When it is done, nothing refers to its arguments any more: they may be memory that the caller resizes.
-    """
-
-    def __init__(self, function: Callable[..., T], *args: Any) -> None:
-        super().__init__()
-        self._call: Callable[[], T] | None = functools.partial(function, *args)
-
-    def submit(self, submit: Callable[[Callable[[], None]], Any]) -> None:
-        """Submit the call to a pool, by a function that takes it."""
-        kept = [self]  # the frames in the traceback of an error refer to what was submitted, and so not to the error
-        submit(lambda: kept.pop()._make())
-
-    def _make(self) -> None:
-        """Make the call, unless it was cancelled."""
-        call, self._call = self._call, None
-        if call is None or not self.set_running_or_notify_cancel():
-            return
-        try:
-            result = call()
-        except BaseException as error:
-            self.set_exception(error)
-            self = None  # type: ignore[assignment]  # the traceback refers to this frame too
-        else:
-            del call
-            self.set_result(result)
-
-
-async def to_thread(function: Callable[..., T], *args: Any) -> T:
-    """Call a function in a thread of the event loop, as ``asyncio.to_thread``.
-
-    Raises:
-        RuntimeError: if no thread can be started; then the function is not called later either.
-    """
-    call = ThreadCall(contextvars.copy_context().run, function, *args)
-    try:
-        call.submit(functools.partial(asyncio.get_running_loop().run_in_executor, None))
-    except (RuntimeError, MemoryError) as error:
-        if call.cancel():
-            if str(error) != "can't start new thread":
-                raise
-            raise RuntimeError(NO_THREAD) from error
-    return await asyncio.wrap_future(call)
-
-
-async def in_thread(function: Callable[..., T], *args: Any) -> T:
-    """Call a function in a thread; a cancellation takes effect after it has returned."""
-    return await finish_despite_cancel(to_thread(function, *args))
-
-
-async def in_thread_if_many(count: int, function: Callable[..., T], *args: Any) -> T:
-    """Call a function that takes time for each of ``count`` things: in a thread if that would delay other work."""
-    return await in_thread(function, *args) if count > _MANY else function(*args)
-
-
-class ThreadedContext(Generic[T]):
-    """Enters and leaves a context manager in threads, so that file locks and writes do not block the event loop."""
-
-    def __init__(self, manager: contextlib.AbstractContextManager[T]) -> None:
-        self._manager = manager
-        self._stack = contextlib.ExitStack()
-
-    async def __aenter__(self) -> T:
-        try:
-            return await in_thread(self._stack.enter_context, self._manager)
-        except BaseException as error:  # after a cancellation, the manager may have been entered
-            await in_thread(self._stack.__exit__, type(error), error, error.__traceback__)
-            raise
-
-    async def __aexit__(self, *error: Any) -> bool | None:
-        return await in_thread(self._stack.__exit__, *error)
 
 
 async def within(new: Scope, call: Callable[[], Awaitable[T]]) -> T:

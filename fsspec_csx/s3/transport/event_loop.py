@@ -11,13 +11,6 @@ from fsspec.exceptions import FSTimeoutError
 
 from fsspec_csx.s3.transport.call_scope import Scope, wait_for_threads, within
 
-TOO_LATE = (
-    "The main thread has ended, and Python starts no other for requests any more. "
-    "Let it wait for this thread, or save by async_save, which is waited for."
-)
-SHUTDOWN = ("after shutdown", "after interpreter shutdown")
-"""How the messages of concurrent.futures end after the shutdown of the interpreter."""
-
 # How long cancelled work may take to end: it aborts its upload, and the event loop may be busy.
 _END_SECONDS = 30.0
 
@@ -115,11 +108,6 @@ class Work(Future[Any]):
                 wait([self], _END_SECONDS)
         finally:
             wait_for_threads(bodies)
-
-
-def start(fs: Any, coroutine: Coroutine[Any, Any, Any]) -> Work:
-    """Submit a coroutine to the event loop of a filesystem."""
-    return submit(fs.loop, coroutine)
 
 
 def submit(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]) -> Work:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
+import struct
 from collections.abc import Callable, Iterator
 from http.client import HTTPException
 from typing import Any
@@ -24,7 +26,6 @@ from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.response_head import ResponseHead
 from fsspec_csx.s3.transport.signature import SignedRequest, host_of
 from fsspec_csx.s3.transport.socket_loop import Steps, run_alone
-from fsspec_csx.s3.transport.sockets import socket_options
 from fsspec_csx.s3.transport.tls import TLSPool
 
 _RESERVED = "!$%&'()*+,/:;=?@[]~"  # what a URL may have besides letters, digits and -._
@@ -164,6 +165,19 @@ def _botocore_error(link: Link, request: Any, error: Exception) -> Any:
         return boto.ProxyConnectionError(proxy_url=without_user(proxy.url), error=error)
     kind = boto.SSLError if insecure else boto.ConnectTimeoutError if late else boto.EndpointConnectionError
     return kind(endpoint_url=url, error=error)
+
+
+def socket_options(seconds: float | None) -> list[tuple[int, int, Any]]:
+    """Return socket options with a timeout of the system, which makes few and long calls possible.
+
+    With TLS, Python keeps the timeout, as OpenSSL would restart the call.
+    """
+    options: list[tuple[int, int, Any]] = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+    if seconds is not None:
+        whole, fraction = divmod(seconds, 1)
+        limit = struct.pack("@ll", int(whole), int(fraction * 1e6))
+        options += [(socket.SOL_SOCKET, name, limit) for name in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO)]
+    return options
 
 
 class _Body:

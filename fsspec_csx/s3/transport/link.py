@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import functools
 import select
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +31,6 @@ from fsspec_csx.s3.transport.response_body import ResponseBody
 from fsspec_csx.s3.transport.response_head import MOST_BYTES, ResponseHead, response_head
 from fsspec_csx.s3.transport.signature import SignedRequest
 from fsspec_csx.s3.transport.socket_loop import Ready, Steps
-from fsspec_csx.s3.transport.sockets import Interrupt
 from fsspec_csx.s3.transport.tls import has_decrypted
 
 # Bytes between two checks whether the request was given up; also the pieces in which the checksum is computed.
@@ -39,6 +40,30 @@ _END = b"\r\n\r\n"
 # The longest that a response without object data may take after its first byte, in seconds, however steadily it comes.
 _LONGEST = 60.0
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class Interrupt:
+    """Shuts down the connection of one request, but not once another request uses it."""
+
+    def __init__(self, link: Any) -> None:
+        # The socket to the proxy, if the connection has TLS within TLS.
+        self._socket: socket.socket | None = getattr(link, "socket", link)
+        self._lock = threading.Lock()
+
+    def __call__(self) -> bool:
+        """Make system calls that wait on the connection return, if the request still runs; return whether it does."""
+        with self._lock:
+            if self._socket is None:
+                return False
+            with suppress(OSError):  # the connection has ended already
+                # Not the method of TLS, which would wait for the peer.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+            return True
+
+    def release(self) -> None:
+        """Note that the request has ended: the connection may serve another one."""
+        with self._lock:
+            self._socket = None
 
 
 class Link:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.exchange import answer, botocore_errors
-from fsspec_csx.s3.transport.first_attempt import FirstAttempt
 from fsspec_csx.s3.transport.link import Link
 from fsspec_csx.s3.transport.request_body import RequestBody
+from fsspec_csx.s3.transport.request_context import FirstAttempt
 from fsspec_csx.s3.transport.request_template import PartTemplate, PutTemplate, ReadTemplate, Template
 from fsspec_csx.s3.transport.response_head import ResponseHead
 from fsspec_csx.s3.transport.signature import SignedRequest

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aiobotocore.awsrequest import AioAWSResponse
+
     from fsspec_csx.s3.transport.byte_range import RangeRequest
     from fsspec_csx.s3.transport.call_scope import Scope
-    from fsspec_csx.s3.transport.first_attempt import FirstAttempt
     from fsspec_csx.s3.transport.pool import Transfer
 
 
@@ -36,6 +37,30 @@ class RequestOutcome:
     def retried_seconds(self) -> float:
         """How many seconds the request has been retried; 0 if it was made once."""
         return time.monotonic() - self.began if self.attempts > 1 else 0.0
+
+
+class FirstAttempt:
+    """A failed attempt at a request that was made without botocore, which takes it for its own first attempt.
+
+    So botocore decides on retries, waits and errors as for any request.
+
+    Args:
+        transfer: of the client whose credentials signed it.
+        outcome: its response, or its error.
+    """
+
+    def __init__(self, transfer: Transfer, outcome: AioAWSResponse | Exception) -> None:
+        self._transfer = transfer
+        self._outcome: AioAWSResponse | Exception | None = outcome
+
+    def take(self, transfer: Transfer) -> AioAWSResponse | None:
+        """Return the response, or raise the error, once; None for another client, whose credentials may be newer."""
+        outcome, self._outcome = self._outcome, None
+        if transfer is not self._transfer:
+            return None
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ from urllib3.exceptions import HTTPError
 from fsspec_csx.s3.first_bytes import FirstBytes
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.concurrency import RequestSlots
+from fsspec_csx.s3.transport.exchange import socket_options
 from fsspec_csx.s3.transport.failures import UnusualResponseError
 from fsspec_csx.s3.transport.link import Link
 from fsspec_csx.s3.transport.request_body import MemoryBody
 from fsspec_csx.s3.transport.response_head import MOST_BYTES
 from fsspec_csx.s3.transport.signature import SignedRequest
 from fsspec_csx.s3.transport.socket_loop import SocketLoop, Steps, run_alone
-from fsspec_csx.s3.transport.sockets import socket_options
 from fsspec_csx.s3.transport.tls import TLSPool
 
 HEAD = b'HTTP/1.1 200 OK\r\nETag: "a"\r\nContent-Length: 5\r\n\r\n'

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from fsspec_csx.s3.transport.call_scope import NO_THREAD, in_thread, to_thread
-from fsspec_csx.s3.transport.threads import Threads
+from fsspec_csx.s3.transport.threads import NO_THREAD, Threads, in_thread, to_thread
 
 
 @contextmanager
