@@ -12,8 +12,8 @@ from fsspec_csx.s3.client.error_mapping import changed, code_of
 from fsspec_csx.s3.object_attributes import locks, of_new_state, source_key, tagging, unless_named
 from fsspec_csx.s3.part_copies import CopySource
 from fsspec_csx.s3.put_object import Call
-from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.range_planning import coalesce
+from fsspec_csx.s3.transport.transfer import Transfer
 
 # The most parts that the server copies from the object; the others are for the appended bytes.
 _COPIED_PARTS = 2_000

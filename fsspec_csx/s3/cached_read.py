@@ -13,9 +13,9 @@ from fsspec_csx.s3.block_cache import BLOCK, CachedObject
 from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.transport.byte_range import Check, RangeRequest
 from fsspec_csx.s3.transport.call_scope import finish_despite_cancel, scope
-from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.range_planning import Span
 from fsspec_csx.s3.transport.threads import in_thread, in_thread_if_many
+from fsspec_csx.s3.transport.transfer import Transfer
 
 # The most bytes of a range that is read from the cache.
 _PART = 8 * 2**20

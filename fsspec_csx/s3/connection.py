@@ -34,11 +34,11 @@ from fsspec_csx.s3.interrupt import make_interruptible
 from fsspec_csx.s3.transport.call_scope import scope
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
 from fsspec_csx.s3.transport.failures import NotStartedError
-from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.range_planning import size_for
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_context import RequestOutcome, current, using
 from fsspec_csx.s3.transport.threads import to_thread
+from fsspec_csx.s3.transport.transfer import Transfer
 
 # The most requests of all processes of a node together; each process may have ten in any case.
 _MAX_REQUESTS_OF_NODE = 256

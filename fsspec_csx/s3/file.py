@@ -19,8 +19,8 @@ from fsspec_csx.s3.put_object import Call
 from fsspec_csx.s3.readahead import ReadAhead
 from fsspec_csx.s3.reader import ReadFile
 from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, is_on_loop, work_for
-from fsspec_csx.s3.transport.pool import PART
 from fsspec_csx.s3.transport.request_body import single_bytes
+from fsspec_csx.s3.transport.transfer import PART
 from fsspec_csx.s3.versions import check_writable
 from fsspec_csx.s3.wrappers import Instruction, calling_instruction
 from fsspec_csx.s3.writer import PartWriter

@@ -19,7 +19,6 @@ from fsspec_csx.errors import BucketNotFoundError
 from fsspec_csx.s3 import (
     async_file,
     buckets,
-    copy,
     delete,
     download,
     interrupt,
@@ -27,6 +26,7 @@ from fsspec_csx.s3 import (
     many_ranges,
     move,
     names,
+    relayed_copy,
     server_copy,
     transactions,
     trees,
@@ -207,7 +207,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     _mv_file = move.mv_file
     _merge = server_copy.merge
     _setxattr = server_copy.setxattr
-    _take_file = copy.take_file
+    _take_file = relayed_copy.take_file
 
     # -- deletions --------------------------------------------------------------------------------------------------
 

@@ -11,15 +11,15 @@ from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.compat import run_in_chunks
 from fsspec_csx.s3.transport.learned_template import LearnedTemplate
-from fsspec_csx.s3.transport.queued_requests import SignedRead, SignedWrite
+from fsspec_csx.s3.transport.queued_requests import QueuedRead, QueuedWrite
 from fsspec_csx.s3.transport.request_body import RequestBody
-from fsspec_csx.s3.transport.signed_requests import SignedRequests
+from fsspec_csx.s3.transport.request_queue import RequestQueue
 
 # From this many objects of a bucket on, botocore makes only the first request.
 _MANY = 3
 
 
-class ObjectGet(SignedRead):
+class ObjectGet(QueuedRead):
     """A request that reads one of the objects.
 
     Args:
@@ -40,7 +40,7 @@ class ObjectGet(SignedRead):
         return fs.reads_have_checksums is not None
 
 
-class ObjectPut(SignedWrite):
+class ObjectPut(QueuedWrite):
     """A request that writes one of the objects.
 
     Args:
@@ -116,7 +116,7 @@ async def _of_bucket(
     slots = fs.transfer.slots
     slots.expect_small(1)
     try:
-        await SignedRequests(
+        await RequestQueue(
             fs.transfer,
             LearnedTemplate(),
             requests,

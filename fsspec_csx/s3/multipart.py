@@ -20,11 +20,11 @@ from fsspec_csx.s3.put_object import Call, with_checksum
 from fsspec_csx.s3.transport.call_scope import cleanup_scope, finish_despite_cancel
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.learned_template import LearnedTemplate
-from fsspec_csx.s3.transport.pool import Transfer
-from fsspec_csx.s3.transport.queued_requests import SignedPart
+from fsspec_csx.s3.transport.queued_requests import QueuedPart
 from fsspec_csx.s3.transport.request_body import RequestBody
-from fsspec_csx.s3.transport.signed_requests import SignedRequests
+from fsspec_csx.s3.transport.request_queue import RequestQueue
 from fsspec_csx.s3.transport.threads import in_thread
+from fsspec_csx.s3.transport.transfer import Transfer
 from fsspec_csx.s3.upload_journal import UploadJournal
 
 # How long a cancelled creation waits for the id of the upload, to abort it.
@@ -70,7 +70,7 @@ class MultipartUpload:
         self._carried = False  # whether its requests carry checksums; decided when it is created
         self._record = record
         alike = LearnedTemplate() if checked else None  # botocore computes other checksums
-        self._requests = SignedRequests(transfer, alike, (), self._send_alone, growing=True)
+        self._requests = RequestQueue(transfer, alike, (), self._send_alone, growing=True)
         self.id: str | None = None
         self.kept: dict[int, UploadedPart] = {}
         self._parts: dict[int, UploadedPart] = {}
@@ -172,18 +172,18 @@ class MultipartUpload:
             sent: called in some thread when the server has it.
         """
 
-        def stored(part: SignedPart) -> None:
+        def stored(part: QueuedPart) -> None:
             assert part.body is not None
             self._add(number, part.answer, part.body.length, part.body.crc64nvme if self._checked else None)
             sent()
 
-        self._requests.add(SignedPart(number, payload, stored))
+        self._requests.add(QueuedPart(number, payload, stored))
 
     def close(self) -> None:
         """Let ``send_added`` return when all parts are sent; in any thread."""
         self._requests.close()
 
-    async def _send_alone(self, part: SignedPart) -> None:
+    async def _send_alone(self, part: QueuedPart) -> None:
         """Send a part through botocore."""
         body = part.body
         assert body is not None

@@ -5,7 +5,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 
 from __future__ import annotations
 
-from fsspec_csx.s3.transport.pool import PART
+from fsspec_csx.s3.transport.transfer import PART
 
 PARTS = 10_000
 """The most parts of an object."""

@@ -13,8 +13,8 @@ from typing import Any
 from fsspec_csx.errors import ObjectChangedError, ObjectExistsError
 from fsspec_csx.s3.client.error_mapping import code_of
 from fsspec_csx.s3.transport.checksum import CRC64NVME
-from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.request_body import RequestBody
+from fsspec_csx.s3.transport.transfer import Transfer
 
 logger = logging.getLogger("fsspec_csx")
 

@@ -22,10 +22,10 @@ from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.checksum import CRC32, Algorithm, of_object
 from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, run_and_wait, submit
 from fsspec_csx.s3.transport.learned_template import LearnedTemplate
-from fsspec_csx.s3.transport.pool import PART
 from fsspec_csx.s3.transport.range_planning import Span, checksums, coalesce
 from fsspec_csx.s3.transport.request_body import single_bytes
 from fsspec_csx.s3.transport.threads import in_thread, in_thread_if_many
+from fsspec_csx.s3.transport.transfer import PART
 
 _PARALLEL_FROM = 2 * 2**20
 _FOLLOWING = 64 * 1024

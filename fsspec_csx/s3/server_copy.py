@@ -22,8 +22,8 @@ from fsspec_csx.s3.multipart import MultipartUpload, gather_or_cancel
 from fsspec_csx.s3.object_attributes import source_key, tagging, unless_named
 from fsspec_csx.s3.part_copies import COPIED_PART, CopiedSpan, CopySource
 from fsspec_csx.s3.part_sizes import LEAST_PART, PARTS, part_size_for
-from fsspec_csx.s3.transport.pool import PART
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
+from fsspec_csx.s3.transport.transfer import PART
 from fsspec_csx.s3.upload import object_call, send_object
 from fsspec_csx.s3.upload_journal import SourceFingerprint, open_journal
 from fsspec_csx.s3.versions import check_writable

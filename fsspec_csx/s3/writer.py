@@ -15,8 +15,8 @@ from fsspec_csx.s3.transport.checksum import CRC32, CRC64NVME
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
 from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, ended
 from fsspec_csx.s3.transport.memory import copy, new_buffer, populate
-from fsspec_csx.s3.transport.pool import PART, Transfer
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
+from fsspec_csx.s3.transport.transfer import PART, Transfer
 
 # Smaller pieces are copied, even if they could be referenced: consecutive ones are joined up to _JOINED.
 _SMALL, _JOINED = 64 * 1024, 2**20

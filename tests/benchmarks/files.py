@@ -33,7 +33,7 @@ class Ours:
     @property
     def settings(self) -> str:
         """Part size, and how many parts are moved at a time."""
-        from fsspec_csx.s3.transport.pool import PART
+        from fsspec_csx.s3.transport.transfer import PART
 
         return f"{PART // _MIB} MiB parts, up to {self._fs.max_concurrency} in flight"
 
@@ -82,7 +82,7 @@ class Opened(Ours):
     def settings(self) -> str:
         """Part size, and how many parts are moved at a time."""
         from fsspec_csx.s3.part_sizes import LEAST_PART
-        from fsspec_csx.s3.transport.pool import PART
+        from fsspec_csx.s3.transport.transfer import PART
 
         far = f"{LEAST_PART // _MIB} to a far store"
         return f"save: {PART // _MIB} MiB parts, {far}; up to {self._fs.max_concurrency} in flight"

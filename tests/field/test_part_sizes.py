@@ -16,7 +16,7 @@ from fsspec_csx.s3.part_sizes import (
     part_size,
     part_size_for,
 )
-from fsspec_csx.s3.transport.pool import PART
+from fsspec_csx.s3.transport.transfer import PART
 
 MIB, TIB = 2**20, 2**40
 firsts = st.integers(LEAST_PART, LARGEST_PART)

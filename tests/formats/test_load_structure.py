@@ -27,7 +27,7 @@ from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import reader
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import zip_directory
-from fsspec_csx.s3.transport.pool import PART
+from fsspec_csx.s3.transport.transfer import PART
 from fsspec_csx.tensors import fill, source
 from fsspec_csx.tensors.lazy_object import Record
 from fsspec_csx.tensors.memory import reserved

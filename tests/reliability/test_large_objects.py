@@ -20,7 +20,7 @@ from fsspec_csx.errors import RefusedError
 from fsspec_csx.s3 import part_sizes
 from fsspec_csx.s3 import writer as s3_writer
 from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, PARTS, part_size, part_size_for
-from fsspec_csx.s3.transport.pool import PART
+from fsspec_csx.s3.transport.transfer import PART
 
 GIB, TIB = 2**30, 2**40
 LARGEST = PARTS * LARGEST_PART

@@ -32,8 +32,8 @@ from fsspec_csx.s3.readahead import Chunk, ReadAhead
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
 from fsspec_csx.s3.transport.event_loop import Work
-from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
+from fsspec_csx.s3.transport.transfer import Transfer
 from fsspec_csx.testing import LocalS3
 
 MIB = 2**20

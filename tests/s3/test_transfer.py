@@ -18,7 +18,7 @@ from fsspec_csx.errors import AccessDeniedError, EndpointError
 from fsspec_csx.s3.file import CSXFile
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
-from fsspec_csx.s3.transport.pool import PART
+from fsspec_csx.s3.transport.transfer import PART
 from fsspec_csx.testing import LocalS3
 
 DATA = os.urandom(3 * PART + 12345)

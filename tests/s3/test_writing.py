@@ -32,11 +32,11 @@ from fsspec_csx.errors import AccessDeniedError, ObjectChangedError, ObjectExist
 from fsspec_csx.s3 import server_copy, writer
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.part_sizes import PARTS, part_size, part_size_for
-from fsspec_csx.s3.transport import signed_requests
+from fsspec_csx.s3.transport import request_queue
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
 from fsspec_csx.s3.transport.event_loop import Work
-from fsspec_csx.s3.transport.pool import PART
+from fsspec_csx.s3.transport.transfer import PART
 from fsspec_csx.testing import LocalS3
 
 MIB = 2**20
@@ -473,7 +473,7 @@ def test_thread_that_waits_for_the_next_part(
     server: LocalS3, folder: str, proxy: FaultProxy, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long a thread waits for another part, it takes that, and the end of the file at once."""
-    monkeypatch.setattr(signed_requests, "_LINGER_SECONDS", 120.0)
+    monkeypatch.setattr(request_queue, "_LINGER_SECONDS", 120.0)
     fs, began = through(proxy, server), time.monotonic()
     data = os.urandom(8 * BLOCK)
     file = fs.open(f"{folder}/object", "wb", block_size=BLOCK)

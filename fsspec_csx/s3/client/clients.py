@@ -13,7 +13,7 @@ from fsspec_csx.s3.client import no_redirects, response_validation, retries
 from fsspec_csx.s3.client.checksum_headers import ChecksumHeaders
 from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.bulk_handlers import BulkHandlers
-from fsspec_csx.s3.transport.pool import Transfer
+from fsspec_csx.s3.transport.transfer import Transfer
 
 _TRANSFERS = ("GetObject", "PutObject", "UploadPart")
 # Requests before a transfer; their response times show how far the store is.

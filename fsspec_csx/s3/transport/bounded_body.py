@@ -26,7 +26,7 @@ _LONGEST_REFUSAL = 2**20
 _DEFINITION = b"<!DOCTYPE"
 
 
-class _Exchange:
+class _Guarded:
     """One request that a guarded session sends, and whether its response passed the guard."""
 
     def __init__(self, *, streamed: bool) -> None:
@@ -49,10 +49,10 @@ async def guarded(send: Callable[[Any], Awaitable[Any]], request: Any) -> Any:
     Raises:
         UnguardedResponseError: if the session did not call ``received``, or read the body in another way.
     """
-    exchange = _Exchange(streamed=request.stream_output)
-    with using(exchange=exchange):
+    guarded_request = _Guarded(streamed=request.stream_output)
+    with using(guarded=guarded_request):
         response = await send(request)
-    exchange.check(response.raw)
+    guarded_request.check(response.raw)
     return response
 
 
@@ -61,18 +61,18 @@ async def received(method: str, sent: Awaitable[Any]) -> Any:
     reads = method in ("GET", "HEAD", "DELETE")
     # An upload may take long; a request without a body may wait for a connection, but only for a limited time.
     response = await (_ended(sent, _WRITE_SECONDS) if reads else sent)
-    exchange = current().exchange
-    if exchange is not None:
-        exchange.response = response
-    if exchange is None or response.status >= 300 or not exchange.streamed:
-        response.read = functools.partial(_read, response, _READ_SECONDS if reads else _WRITE_SECONDS, exchange)
+    guarded_request = current().guarded
+    if guarded_request is not None:
+        guarded_request.response = response
+    if guarded_request is None or response.status >= 300 or not guarded_request.streamed:
+        response.read = functools.partial(_read, response, _READ_SECONDS if reads else _WRITE_SECONDS, guarded_request)
     return response
 
 
-async def _read(response: Any, seconds: float, exchange: _Exchange | None) -> bytes:
+async def _read(response: Any, seconds: float, request: _Guarded | None) -> bytes:
     del response.read  # it is a reference cycle with the response
-    if exchange is not None:
-        exchange.was_read = True
+    if request is not None:
+        request.was_read = True
     taken = LimitedBody(response.status)
 
     async def read() -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from aiobotocore.awsrequest import AioAWSResponse
 
-from fsspec_csx.s3.transport.pool import Transfer
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_context import current
+from fsspec_csx.s3.transport.transfer import Transfer
 
 
 class BulkHandlers:

@@ -13,7 +13,7 @@ from fsspec_csx.s3.transport.request_context import using
 from fsspec_csx.s3.transport.request_template import Template
 
 if TYPE_CHECKING:
-    from fsspec_csx.s3.transport.pool import Transfer
+    from fsspec_csx.s3.transport.transfer import Transfer
 
 # After this many failures of a template's requests, or of making one, botocore makes all requests.
 FAILURES = 5

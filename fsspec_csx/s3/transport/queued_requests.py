@@ -19,12 +19,12 @@ from fsspec_csx.s3.transport.signature import SignedRequest
 from fsspec_csx.s3.transport.socket_loop import Steps
 
 if TYPE_CHECKING:
-    from fsspec_csx.s3.transport.pool import Transfer
+    from fsspec_csx.s3.transport.transfer import Transfer
 
 logger = logging.getLogger("fsspec_csx")
 
 
-class SignedRead:
+class QueuedRead:
     """A read request.
 
     Args:
@@ -68,7 +68,7 @@ class SignedRead:
         return self._accept(self.body)
 
 
-class _SignedUpload(ABC):
+class _QueuedUpload(ABC):
     """A request with a body.
 
     Attributes:
@@ -116,7 +116,7 @@ class _SignedUpload(ABC):
         return self.answer is not None
 
 
-class SignedWrite(_SignedUpload):
+class QueuedWrite(_QueuedUpload):
     """A request that writes an object.
 
     Args:
@@ -168,7 +168,7 @@ class SignedWrite(_SignedUpload):
         return True
 
 
-class SignedPart(_SignedUpload):
+class QueuedPart(_QueuedUpload):
     """A request that sends a part of an upload.
 
     Args:
@@ -180,7 +180,7 @@ class SignedPart(_SignedUpload):
     kind: type[Template] = PartTemplate
     key = None
 
-    def __init__(self, number: int, body: RequestBody, stored: Callable[[SignedPart], object]) -> None:
+    def __init__(self, number: int, body: RequestBody, stored: Callable[[QueuedPart], object]) -> None:
         self.number, self.body, self._stored = number, body, stored
 
     def forget_failures(self) -> None:
@@ -209,7 +209,7 @@ class Turn:
 
     def __init__(self) -> None:
         self.thread: Future[Any] | None = None
-        self.request: SignedRead | SignedWrite | SignedPart | None = None
+        self.request: QueuedRead | QueuedWrite | QueuedPart | None = None
         self.accepting = False  # whether the thread is processing the bytes received
         self.given_up = False
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from fsspec_csx.s3.transport.byte_range import RangeRequest
     from fsspec_csx.s3.transport.call_scope import Scope
-    from fsspec_csx.s3.transport.pool import Transfer
+    from fsspec_csx.s3.transport.transfer import Transfer
 
 
 @dataclass
@@ -71,7 +71,7 @@ class RequestContext:
         scope: of the call that the request belongs to.
         outcome: of its attempts so far; None if it is not recorded.
         wanted: the range that it fetches, or None.
-        exchange: its response in a guarded session.
+        guarded: its response in a guarded session.
         listing: the pages of the listing that it belongs to.
         looking_up: whether a HEAD for a missing object needs no further request about the bucket.
         sent: called with each request for object data as it is sent, and the Transfer that sends it.
@@ -81,7 +81,7 @@ class RequestContext:
     scope: Scope | None = None
     outcome: RequestOutcome | None = None
     wanted: RangeRequest | None = None
-    exchange: Any = None
+    guarded: Any = None
     listing: Any = None
     looking_up: bool = False
     sent: Callable[[Any, Transfer], object] | None = None

@@ -24,11 +24,11 @@ from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport import request_template
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.learned_template import LearnedTemplate
-from fsspec_csx.s3.transport.queued_requests import SignedPart
+from fsspec_csx.s3.transport.queued_requests import QueuedPart
 from fsspec_csx.s3.transport.request_body import MemoryBody
+from fsspec_csx.s3.transport.request_queue import RequestQueue
 from fsspec_csx.s3.transport.request_template import PartTemplate, PutTemplate
 from fsspec_csx.s3.transport.signature import SignedRequest
-from fsspec_csx.s3.transport.signed_requests import SignedRequests
 from fsspec_csx.testing import LocalS3
 
 PART = 5 * 2**20
@@ -283,8 +283,8 @@ def test_a_second_cancellation_leaves_no_part_running(fs: CSXFileSystem) -> None
                     await asyncio.sleep(0)
                 ended = True
 
-        part = SignedPart(1, MemoryBody([memoryview(b"one")]), lambda _: None)
-        task = asyncio.ensure_future(SignedRequests(fs.transfer, LearnedTemplate(), [part], send).run())
+        part = QueuedPart(1, MemoryBody([memoryview(b"one")]), lambda _: None)
+        task = asyncio.ensure_future(RequestQueue(fs.transfer, LearnedTemplate(), [part], send).run())
         await begun.wait()
         task.cancel()
         for _ in range(pauses):

@@ -1,4 +1,4 @@
-"""SignedRequests: makes many requests that are signed from one template; each connection takes the next of a queue.
+"""RequestQueue: makes many requests that are signed from one template; each connection takes the next of a queue.
 
 botocore makes the first request, of which the template is made, and those that do not succeed at once: it retries them
 or raises their errors.
@@ -26,13 +26,13 @@ from fsspec_csx.s3.transport.call_scope import Body, Scope, finish_despite_cance
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
 from fsspec_csx.s3.transport.learned_template import FAILURES, Learned, LearnedTemplate
 from fsspec_csx.s3.transport.link import Link
-from fsspec_csx.s3.transport.queued_requests import SignedPart, SignedRead, SignedWrite, Turn
+from fsspec_csx.s3.transport.queued_requests import QueuedPart, QueuedRead, QueuedWrite, Turn
 from fsspec_csx.s3.transport.request_context import using
 from fsspec_csx.s3.transport.slow_connections import SlowConnections
 from fsspec_csx.s3.transport.socket_loop import LocalCalls, SocketLoop, Steps, run_alone
 
 if TYPE_CHECKING:
-    from fsspec_csx.s3.transport.pool import Transfer
+    from fsspec_csx.s3.transport.transfer import Transfer
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -47,10 +47,10 @@ _BUSY = (429, 500, 502, 503, 504)
 _WAIT, _LONGEST_WAIT = (0.05, 0.3), 60.0  # seconds before a request to a busy store is repeated
 _waits = random.Random()
 
-R = TypeVar("R", bound=SignedRead | SignedWrite | SignedPart)
+R = TypeVar("R", bound=QueuedRead | QueuedWrite | QueuedPart)
 
 
-class SignedRequests(Generic[R]):
+class RequestQueue(Generic[R]):
     """Makes requests in threads: one for each connection, or few for all.
 
     Args:
@@ -319,7 +319,7 @@ class SignedRequests(Generic[R]):
         turn.request = request
         try:
             while not turn.given_up:
-                attempt = self._slow.begin(request.body) if isinstance(request, SignedRead) else None
+                attempt = self._slow.begin(request.body) if isinstance(request, QueuedRead) else None
                 try:
                     return (yield from self._attempt(turn, request, link))
                 except Exception:  # botocore repeats the request, and raises the error
@@ -333,7 +333,7 @@ class SignedRequests(Generic[R]):
             turn.request, turn.accepting = None, False
 
     def _attempt(self, turn: Turn, request: R, link: Link) -> Steps[float | None]:
-        if not isinstance(request, SignedRead):
+        if not isinstance(request, QueuedRead):
             yield from self._local.made(request.prepare)
         assert self._learned is not None
         answer = yield from request.making(self._transfer, self._learned.template, link)

@@ -9,8 +9,8 @@ from s3fs.utils import FileExpired
 
 from fsspec_csx.s3.consistent_read import PinnedObject, compare_checksum, object_metadata
 from fsspec_csx.s3.transport.checksum import CRC64NVME
-from fsspec_csx.s3.transport.pool import PART
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
+from fsspec_csx.s3.transport.transfer import PART
 from fsspec_csx.s3.upload import send_object
 from fsspec_csx.s3.upload_journal import SourceFingerprint
 

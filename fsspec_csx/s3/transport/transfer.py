@@ -16,11 +16,11 @@ from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS, slots_for
 from fsspec_csx.s3.transport.exchange import Exchange
 from fsspec_csx.s3.transport.learned_template import LearnedTemplate
 from fsspec_csx.s3.transport.memory import BufferPool
-from fsspec_csx.s3.transport.queued_requests import SignedRead
+from fsspec_csx.s3.transport.queued_requests import QueuedRead
 from fsspec_csx.s3.transport.range_planning import size_for
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_context import using
-from fsspec_csx.s3.transport.signed_requests import SignedRequests
+from fsspec_csx.s3.transport.request_queue import RequestQueue
 from fsspec_csx.s3.transport.signer import Signer
 from fsspec_csx.s3.transport.threads import Threads
 
@@ -133,12 +133,12 @@ class Transfer:
 
         if alike is None and len(ranges) >= _MANY:
             alike = LearnedTemplate()
-        reads = [SignedRead(None, each) for each in ranges]
+        reads = [QueuedRead(None, each) for each in ranges]
         try:
             if alike is None and len(ranges) == 1:
                 await fetch_one(ranges[0])
             else:
-                await SignedRequests(
+                await RequestQueue(
                     self, alike, reads, lambda read: fetch_one(read.body), lambda read: advance(read.body.length)
                 ).run()
             for each in ranges:
