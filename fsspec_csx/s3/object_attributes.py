@@ -30,23 +30,18 @@ HEADERS = (
 """The headers of an object, as botocore names them."""
 
 _ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "BucketKeyEnabled")
-# Storage classes of special buckets, which the target bucket may not support.
-_OF_BUCKETS = {"EXPRESS_ONEZONE", "FSX_ONTAP", "FSX_OPENZFS", "OUTPOSTS", "SNOW"}
-# Archived objects must be restored before they can be read, so a copy, which is meant for use, is not archived.
-_ARCHIVES = {"DEEP_ARCHIVE", "GLACIER"}
+# Storage classes that a copy does not get: the default, those of special buckets, and those of archives, whose objects
+# must be restored before they can be read.
+_NOT_COPIED = {"STANDARD", "EXPRESS_ONEZONE", "FSX_ONTAP", "FSX_OPENZFS", "OUTPOSTS", "SNOW", "DEEP_ARCHIVE", "GLACIER"}
 # Errors of stores that do not support tags.
 _NO_TAGS = {"400", "405", "InvalidArgument", "InvalidRequest", "MethodNotAllowed", "NoSuchTagSet", "NotImplemented"}
 
 
 def of_copy(head: Mapping[str, Any]) -> dict[str, Any]:
     """Return the attributes in a HeadObject response that a copy gets; tags need a request of their own."""
-    return {name: head[name] for name in HEADERS if name in head} | storage_class(head)
-
-
-def storage_class(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the storage class that a copy of an object gets, unless it is the default."""
-    found = info.get("StorageClass") or "STANDARD"
-    return {} if found in {"STANDARD", *_OF_BUCKETS, *_ARCHIVES} else {"StorageClass": found}
+    kept = {name: head[name] for name in HEADERS if name in head}
+    storage = head.get("StorageClass")
+    return kept | ({"StorageClass": storage} if storage and storage not in _NOT_COPIED else {})
 
 
 def of_new_state(head: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,6 @@ from fsspec_csx.s3.upload_journal import SourceFingerprint
 
 # Attributes that the other server may not support.
 _OWN_HEADERS = {"StorageClass", "WebsiteRedirectLocation"}
-# The most bytes of parts in memory at a time, unless one part is larger.
-_IN_MEMORY = 128 * 2**20
 
 
 async def take_file(
@@ -62,5 +60,5 @@ async def take_file(
 
     options = {name: value for name, value in metadata.headers.items() if name not in _OWN_HEADERS}
     origin = SourceFingerprint(f"{source._endpoint} {rpath}", f"{metadata.etag} {metadata.size}") if resumable else None
-    more: dict[str, Any] = {"in_memory": _IN_MEMORY, "origin": origin, "ready": verify}
+    more: dict[str, Any] = {"elsewhere": True, "origin": origin, "ready": verify}
     await send_object(fs, path, metadata.size, payload, None, mode, options, callback.relative_update, **more)

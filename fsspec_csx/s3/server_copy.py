@@ -32,8 +32,6 @@ logger = logging.getLogger("fsspec_csx")
 
 # The largest object that is copied by one request, in bytes; larger ones are copied in parts.
 _COPIED_WHOLE = 256 * 2**20
-# The most bytes in memory of parts that are read to be joined, unless one part is larger.
-_IN_MEMORY = 128 * 2**20
 
 
 async def cp_file(
@@ -214,7 +212,7 @@ async def merge(fs: Any, path: str, filelist: Sequence[str], **kwargs: Any) -> N
     await gather_or_cancel(look(source) for source in filelist)
     joined = _MergedSource(fs, [found[source] for source in filelist])
     part = joined.part
-    await send_object(fs, path, joined.size, joined.body, part, "overwrite", dict(kwargs), in_memory=_IN_MEMORY)
+    await send_object(fs, path, joined.size, joined.body, part, "overwrite", dict(kwargs), elsewhere=True)
 
 
 class _MergedSource:

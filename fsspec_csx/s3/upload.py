@@ -31,6 +31,9 @@ from fsspec_csx.s3.transport.threads import to_thread
 from fsspec_csx.s3.upload_journal import SourceFingerprint, open_journal
 from fsspec_csx.s3.versions import check_writable
 
+# The most bytes in memory of parts that are fetched, unless one part is larger.
+_IN_MEMORY = 128 * 2**20
+
 
 async def pipe_file(
     fs: Any, path: str, data: Any, chunksize: int | None = None, mode: str = "overwrite", **kwargs: Any
@@ -148,7 +151,7 @@ async def send_object(
     options: dict[str, Any],
     advance: Callable[[int], object] = lambda count: None,
     *,
-    in_memory: int | None = None,
+    elsewhere: bool = False,
     origin: SourceFingerprint | None = None,
     ready: Callable[[int | None], object] | None = None,
 ) -> Any:
@@ -157,8 +160,8 @@ async def send_object(
     Args:
         payload: returns the bytes between two positions, or the span of another object that the server copies as a
             part; a single payload must be bytes.
-        in_memory: if given, payloads come from elsewhere: at most this many of their bytes are in memory at a time, and
-            parts that the server has are not fetched again for comparison.
+        elsewhere: whether payloads are fetched into memory: few are at a time, and parts that the server has are not
+            fetched again for comparison.
         origin: identifies the source; if given, an interrupted upload is kept, to be resumed.
         ready: called when all has been read, with the object's CRC64NVME or None; may raise to prevent publication.
     """
@@ -188,7 +191,7 @@ async def send_object(
         async with slots:
             kept = upload.kept.get(number)
             known = kept is not None and kept.length == end - start
-            if known and (in_memory or await _same(kept, await payload(start, end))):
+            if known and (elsewhere or await _same(kept, await payload(start, end))):
                 upload.keep(number)
             elif isinstance(body := await payload(start, end), CopiedSpan):
                 await upload.copy(number, length=body.length, **body.parameters, **source_key(fs.s3_additional_kwargs))
@@ -201,8 +204,8 @@ async def send_object(
         MultipartUpload(call, fs.transfer, checked=checked, record=record) as upload,
     ):
         chosen = await upload.resume_or_create(chosen)
-        at_a_time = max(1, in_memory // chosen) if in_memory else fs.max_concurrency
-        slots = asyncio.Semaphore(min(at_a_time, fs.max_concurrency))
+        most = max(1, _IN_MEMORY // chosen) if elsewhere else fs.max_concurrency
+        slots = asyncio.Semaphore(min(most, fs.max_concurrency))
         starts = enumerate(range(0, size, chosen), 1)
         await upload.send_parts(send_part(number, start) for number, start in starts)
         if ready is not None:

@@ -37,13 +37,14 @@ class Template:
         request: one of them, as it was sent.
         credentials: the frozen credentials that signed it.
         own: further headers that differ in each request, in lower case.
+        key: of the object that the request was for.
 
     Attributes:
         operation: of the requests.
         url: of all requests, or its beginning.
 
     Raises:
-        ValueError: if these credentials did not sign the request.
+        ValueError: if these credentials did not sign the request, or similar ones cannot be made from it.
     """
 
     operation: str
@@ -76,11 +77,6 @@ class Template:
             made.headers[_INVOCATION], made.headers[_ATTEMPT] = invocation_id(), self._numbered
         return made
 
-    def _with_body(self, url: str, headers: dict[str, str], body: RequestBody) -> SignedRequest:
-        made = self._signed("PUT", url, headers)
-        made.headers["Content-Length"] = str(len(body))
-        return made
-
 
 def invocation_id() -> str:
     """Return a new id of a request; not from the system, whose random numbers threads would wait for."""
@@ -89,16 +85,7 @@ def invocation_id() -> str:
 
 
 class ReadTemplate(Template):
-    """What all read requests for a bucket, or for ranges of one object, have in common.
-
-    Args:
-        request: a GetObject request, as it was sent.
-        credentials: the frozen credentials that signed it.
-        key: of its object; None if all requests are for that object.
-
-    Raises:
-        ValueError: if these credentials did not sign it, or it cannot be made for another key.
-    """
+    """What all read requests for a bucket have in common; or for ranges of one object, if ``key`` is None."""
 
     operation = "GetObject"
 
@@ -112,22 +99,33 @@ class ReadTemplate(Template):
         return self._signed("GET", self.url + quote(key or "", safe="/~"), {"Range": span} if span else {})
 
 
-class PartTemplate(Template):
-    """What all parts of an upload have in common.
+class _BodyTemplate(Template):
+    """What all requests with bodies have in common."""
 
-    Args:
-        request: an UploadPart request, as it was sent.
-        credentials: the frozen credentials that signed it.
+    def __init__(self, request: Any, credentials: Any, own: set[str]) -> None:
+        super().__init__(request, credentials, own | {_CRC64NVME})
+        names = {name.lower() for name in request.headers}
+        hashed = _text(request.headers.get(_HASH, "")) != _UNSIGNED
+        if hashed or any(name.startswith(_OF_BODY) for name in names - {_CRC64NVME}):
+            msg = "The request has headers valid only for its own body."
+            raise ValueError(msg)
+        self._checked = _CRC64NVME in names
 
-    Raises:
-        ValueError: if these credentials did not sign it, or it has headers that are valid only for its body.
-    """
+    def _with_body(self, url: str, headers: dict[str, str], body: RequestBody) -> SignedRequest:
+        if self._checked:
+            headers[_CRC64NVME] = CRC64NVME.encoded(body.crc64nvme)
+        made = self._signed("PUT", url, headers)
+        made.headers["Content-Length"] = str(len(body))
+        return made
+
+
+class PartTemplate(_BodyTemplate):
+    """What all parts of an upload have in common."""
 
     operation = "UploadPart"
 
     def __init__(self, request: Any, credentials: Any) -> None:
-        super().__init__(request, credentials, {_CRC64NVME})
-        self._checked = _has_package_checksum(request)
+        super().__init__(request, credentials, set())
         before, *after = re.split(r"(?<=[?&]partNumber=)\d+(?=&|$)", request.url)
         if len(after) != 1 or not urlsplit(before).query:
             msg = "The request's URL has no number of a part."
@@ -136,34 +134,21 @@ class PartTemplate(Template):
 
     def request(self, number: int, body: RequestBody) -> SignedRequest:
         """Return a signed request for a part."""
-        checksum = {_CRC64NVME: CRC64NVME.encoded(body.crc64nvme)} if self._checked else {}
-        return self._with_body(f"{self.url}{number}{self._end}", checksum, body)
+        return self._with_body(f"{self.url}{number}{self._end}", {}, body)
 
 
-class PutTemplate(Template):
-    """What all requests that write objects of a bucket have in common, except the content type.
-
-    Args:
-        request: a PutObject request, as it was sent.
-        credentials: the frozen credentials that signed it.
-        key: of its object.
-
-    Raises:
-        ValueError: if these credentials did not sign it, or it has headers that are valid only for its object or body.
-    """
+class PutTemplate(_BodyTemplate):
+    """What all requests that write objects of a bucket have in common, except the content type."""
 
     operation = "PutObject"
 
     def __init__(self, request: Any, credentials: Any, key: str) -> None:
-        super().__init__(request, credentials, {_CRC64NVME, _TYPE})
-        self._checked = _has_package_checksum(request)
+        super().__init__(request, credentials, {_TYPE})
         self.url = _above(request.url, key)
 
     def request(self, key: str, content_type: str | None, body: RequestBody) -> SignedRequest:
         """Return a signed request for an object."""
-        headers = {_CRC64NVME: CRC64NVME.encoded(body.crc64nvme)} if self._checked else {}
-        if content_type is not None:
-            headers[_TYPE] = content_type
+        headers = {} if content_type is None else {_TYPE: content_type}
         return self._with_body(self.url + quote(key, safe="/~"), headers, body)
 
 
@@ -174,21 +159,6 @@ def _above(url: str, key: str) -> str:
         msg = "The request's URL does not end in the key."
         raise ValueError(msg)
     return url.removesuffix(tail)
-
-
-def _has_package_checksum(request: Any) -> bool:
-    """Return whether a request with a body carries the checksum of this package.
-
-    Raises:
-        ValueError: if it has other headers that are valid only for its body.
-    """
-    names = {name.lower() for name in request.headers}
-    if _text(request.headers.get(_HASH, "")) != _UNSIGNED or any(
-        name.startswith(_OF_BODY) for name in names - {_CRC64NVME}
-    ):
-        msg = "The request has headers valid only for its own body."
-        raise ValueError(msg)
-    return _CRC64NVME in names
 
 
 def _text(value: Any) -> str:
