@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
-from s3fs.utils import FileExpired
 
 from fsspec_csx.s3.consistent_read import PinnedObject, compare_checksum, object_metadata
+from fsspec_csx.s3.download import read_whole
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 from fsspec_csx.s3.transport.transfer import PART
@@ -46,10 +46,7 @@ async def take_file(
 
     async def payload(start: int, end: int) -> RequestBody:
         if end - start == metadata.size:
-            data = await source._cat_file(rpath)  # which verifies the checksum of the whole object
-            if len(data) != metadata.size:
-                raise FileExpired(str(found), metadata.etag)
-            return MemoryBody([memoryview(data)])
+            return MemoryBody([memoryview(await read_whole(source, found))])
         memory = memoryview(bytearray(end - start))
         await found.fill(memory, start, PART)
         return MemoryBody([memory])

@@ -21,7 +21,7 @@ from fsspec_csx.s3.consistent_read import ObjectMetadata, PinnedObject, object_m
 from fsspec_csx.s3.multipart import MultipartUpload, gather_or_cancel
 from fsspec_csx.s3.object_attributes import source_key, tagging, unless_named
 from fsspec_csx.s3.part_copies import COPIED_PART, CopiedSpan, CopySource
-from fsspec_csx.s3.part_sizes import LEAST_PART, PARTS, part_size_for
+from fsspec_csx.s3.part_sizes import PARTS, part_size_for
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 from fsspec_csx.s3.transport.transfer import PART
 from fsspec_csx.s3.upload import object_call, send_object
@@ -54,7 +54,7 @@ async def cp_file(
         kwargs: parameters of CopyObject and CreateMultipartUpload, such as ``ContentType``.
 
     Raises:
-        ObjectChangedError: if the source changes while it is copied in parts.
+        ObjectChangedError: if the source changes while it is copied in parts, or with other headers.
         ObjectExistsError: in mode "create", if the object exists.
     """
     check_writable(fs, path2)
@@ -74,11 +74,12 @@ async def cp_file(
 async def _copy_whole(fs: Any, source: ObjectMetadata, path: str, options: dict[str, Any]) -> None:
     """Copy an object by one request; the server copies headers and tags, unless ``options`` set some."""
     kept = {name: source.headers[name] for name in ("StorageClass",) if name in source.headers}
+    pinned: dict[str, str] = {}
     if "MetadataDirective" not in options and options.keys() & set(object_attributes.HEADERS):
-        kept = {**source.headers, "MetadataDirective": "REPLACE"}
+        kept, pinned = {**source.headers, "MetadataDirective": "REPLACE"}, source.pinned
     if "Tagging" in options:
         kept["TaggingDirective"] = "REPLACE"
-    await _copy_object(fs, source.named, path, kept, options)
+    await _copy_object(fs, source.named, path, kept, options, **pinned)
 
 
 async def _copy_object(
@@ -226,7 +227,6 @@ class _MergedSource:
         # Copying needs sources larger than a copied part; smaller ones would all have to be read.
         largest = max((source.size for source in self._sources), default=0)
         self.part = part_size_for(self.size, COPIED_PART if largest > 2 * COPIED_PART else PART)
-        assert self.part >= LEAST_PART
 
     async def body(self, start: int, end: int) -> RequestBody | CopiedSpan:
         """Return the bytes between two positions: as a span that the server can copy if they lie within one object."""

@@ -11,6 +11,7 @@ import fsspec
 import pytest
 from conftest import recorded_requests
 from proxy import Fault, FaultProxy, error_answer, through
+from s3fs.utils import FileExpired
 from thinning import thinned
 
 from fsspec_csx.errors import ObjectChangedError, ObjectNotFoundError, RefusedError
@@ -208,13 +209,16 @@ def test_customer_keys(server: LocalS3, bucket: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("change", ["replaced", "removed"])
-@pytest.mark.parametrize("way", ["copy in parts", "copy that keeps the ETag", "merge", "setxattr", "setxattr in parts"])
+@pytest.mark.parametrize(
+    "way",
+    ["copy in parts", "copy that keeps the ETag", "copy with another type", "merge", "setxattr", "setxattr in parts"],
+)
 def test_source_that_changes(
     server: LocalS3, fs: CSXFileSystem, bucket: str, proxy: FaultProxy, way: str, change: str
 ) -> None:
     """It is a clear error; the target is as it was, and no upload is left."""
     source, target = f"{bucket}/x", f"{bucket}/target"
-    fs.pipe_file(source, SMALL if way == "setxattr" else LARGE, chunksize=PART)
+    fs.pipe_file(source, SMALL if way in ("setxattr", "copy with another type") else LARGE, chunksize=PART)
     fs.pipe_file(target, b"old")
 
     def interfere() -> None:
@@ -231,12 +235,25 @@ def test_source_that_changes(
         elif way.startswith("setxattr"):
             asked.setxattr(source, a="b")
         else:
-            asked.cp_file(source, target, preserve_etag="ETag" in way)
+            options = {"ContentType": "text/csv"} if "type" in way else {}
+            asked.cp_file(source, target, preserve_etag="ETag" in way, **options)
     assert proxy.faults[0].done == 1
     assert fs.cat_file(target) == b"old"
     assert fs.exists(source) == (change == "replaced")
     assert change == "removed" or fs.cat_file(source) == b"other"
     assert fs.list_multipart_uploads(bucket) == []
+
+
+def test_source_of_a_copy_through_memory(server: LocalS3, fs: CSXFileSystem, bucket: str, proxy: FaultProxy) -> None:
+    """An object of equal size that replaces the source meanwhile does not get the attributes of the former."""
+    source, target = f"{bucket}/x", f"{bucket}/target"
+    fs.pipe_file(source, SMALL, ContentType="text/csv")
+    fs.pipe_file(target, b"old")
+    proxy.faults = [Fault("GET", before=lambda: fs.pipe_file(source, bytes(len(SMALL))))]
+    asked = through(proxy, server)
+    with pytest.raises(FileExpired):
+        asked.take_file(asked, source, target)
+    assert fs.cat_file(target) == b"old"
 
 
 @pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
