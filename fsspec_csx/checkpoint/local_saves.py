@@ -18,9 +18,9 @@ from fsspec_csx.checkpoint.save_future import SaveFuture, SaveProgress
 from fsspec_csx.errors import ChecksumError
 from fsspec_csx.formats import registry
 from fsspec_csx.formats.writer import CheckpointWriter, FileWriter, Target
-from fsspec_csx.s3.upload_journal import digest
 from fsspec_csx.storage.atomic import atomic_write
 from fsspec_csx.storage.files import chunks, resolve_path, unwrap_filesystem
+from fsspec_csx.storage.owned_files import digest
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.storage.progress import AdvanceCallback
 

@@ -19,8 +19,8 @@ from fsspec_csx.manage import naming
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.file_copy import copy_file, same_content
 from fsspec_csx.manage.location import Location, already_exists, with_name
-from fsspec_csx.s3.upload_journal import digest
 from fsspec_csx.storage.atomic import is_temporary, publish, temporary_path
+from fsspec_csx.storage.owned_files import digest
 from fsspec_csx.storage.progress import ProgressMeter, run_in_threads
 
 logger = logging.getLogger("fsspec_csx")

@@ -18,7 +18,7 @@ import threading
 import weakref
 from pathlib import Path
 
-from fsspec_csx.s3.upload_journal import digest, open_owned
+from fsspec_csx.storage.owned_files import digest, open_owned
 from fsspec_csx.storage.sizes import bytes_of
 
 logger = logging.getLogger("fsspec_csx")

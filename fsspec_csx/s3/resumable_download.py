@@ -25,8 +25,8 @@ from fsspec_csx.s3.transport.byte_range import FileRange
 from fsspec_csx.s3.transport.checksum import CRC64NVME, Algorithm
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, size_for
 from fsspec_csx.s3.transport.threads import ThreadedContext, in_thread
-from fsspec_csx.s3.upload_journal import digest, lock, open_owned
 from fsspec_csx.storage.atomic import add_filename, publish, resolve_target, temporary_path
+from fsspec_csx.storage.owned_files import digest, lock, open_owned
 
 # Determines the part size; constant, so that the next run resumes with the same parts.
 _IN_FLIGHT = 10

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import hashlib
 import json
 import os
-import stat
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fsspec_csx.s3.transport.threads import ThreadedContext
+from fsspec_csx.storage.owned_files import digest, lock, open_owned
 
 _LARGEST = 4 * 2**20  # bytes; 10,000 parts take less than a quarter
 
@@ -146,37 +143,6 @@ def all_journals() -> list[tuple[Path, str]]:
                 if isinstance(target, str):
                     found.append((path, target))
     return found
-
-
-def digest(*texts: str) -> str:
-    """Return a digest of texts, in 32 hexadecimal digits."""
-    return hashlib.sha256("\0".join(texts).encode(errors="surrogateescape")).hexdigest()[:32]
-
-
-def lock(descriptor: int) -> bool:
-    """Lock a file until its descriptor is closed; False if another process holds it, or the system has no locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return os.fstat(descriptor).st_nlink > 0  # the former holder of the lock may have removed it
-
-
-def open_owned(path: str | Path, mode: int) -> int:
-    """Open or create a file for reading and writing, in a folder that other users may write to.
-
-    Args:
-        mode: permissions of a new file.
-
-    Raises:
-        OSError: if it cannot be opened, is a link or not a regular file, or belongs to another user.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
-    status = os.fstat(descriptor)
-    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1 and status.st_uid == os.geteuid():
-        return descriptor
-    os.close(descriptor)
-    raise PermissionError(errno.EPERM, "This file was not made by this user", os.fspath(path))
 
 
 def _folder() -> Path:
