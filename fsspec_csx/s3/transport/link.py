@@ -206,7 +206,7 @@ class Link:
         """Connect, unless the connection can be used; not if data waits, which cannot answer the next request."""
         self.began = self.answered = False
         used = self._connection.sock
-        if used is not None and used is self._socket and self._poll is not None:
+        if used is not None and used is self._socket:
             if not self._poll.poll(0) and not has_decrypted(used):
                 return
             self._connection.close()
@@ -226,9 +226,8 @@ class Link:
             raise
         if self._shared:
             self._socket.settimeout(0)
-        if hasattr(select, "poll"):  # kept, as urllib3 makes another for each look
-            self._poll = select.poll()
-            self._poll.register(self._socket, select.POLLIN)
+        self._poll = select.poll()  # kept, as urllib3 makes another for each look
+        self._poll.register(self._socket, select.POLLIN)
 
     def _send(self, data: bytes | memoryview) -> Steps[None]:
         if not self._shared:

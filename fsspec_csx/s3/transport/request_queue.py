@@ -12,7 +12,6 @@ import functools
 import logging
 import os
 import random
-import select
 import threading
 import time
 from collections import deque
@@ -88,8 +87,7 @@ class RequestQueue(Generic[R]):
         self._most = min(transfer.in_flight, most if most and most > 0 else transfer.in_flight)
         self._takers = self._idle = 0  # how many there are, and how many of them are about to take a request
         self._lingering = 0  # how many threads wait for a request to be added
-        shared = shared and hasattr(select, "poll") and transfer.exchange.shares_threads
-        number = min(_THREADS, os.cpu_count() or 1) if shared else 0
+        number = min(_THREADS, os.cpu_count() or 1) if shared and transfer.exchange.shares_threads else 0
         self._loops = [SocketLoop(transfer.in_thread, transfer.exchange.limit) for _ in range(number)]
         self._local = LocalCalls()
         self._tasks: set[asyncio.Future[Any]] = set()
