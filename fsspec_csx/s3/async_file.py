@@ -167,11 +167,11 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
             self.closed = True
             self.fs.invalidate_cache(self.path)
 
-    async def discard(self) -> None:
-        """Discard what was written: the former object stays, and the multipart upload is aborted."""
-        await self._discard(None)
+    async def discard(self, error: Error | None = None) -> None:
+        """Discard what was written, because of an error if there is one.
 
-    async def _discard(self, error: Error | None) -> None:
+        The former object stays, and the multipart upload is aborted.
+        """
         async with self._turn:
             if not self.closed:
                 await self._end(error)
@@ -183,7 +183,7 @@ class AsyncWriteFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
         if error is None:
             await self.close()
         elif not self.closed:
-            await self._discard(error)
+            await self.discard(error)
             self._opening.warn_if_silent(error)
 
     def __del__(self) -> None:

@@ -278,11 +278,6 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         return None
 
     @property
-    def reads_have_checksums(self) -> bool | None:
-        """Whether the server accepts checksum headers in reads; None until that is known."""
-        return self._read_checksums.supported
-
-    @property
     def _endpoint(self) -> str:
         return str(self._s3.meta.endpoint_url if self._s3 else self.endpoint_url or "S3")
 

@@ -24,11 +24,12 @@ from fsspec_csx.s3.consistent_read import (
 )
 from fsspec_csx.s3.first_bytes import FirstBytes
 from fsspec_csx.s3.listing import object_info
-from fsspec_csx.s3.many_requests import ObjectGet, has_checksum, run_requests
+from fsspec_csx.s3.many_requests import ObjectGet, run_requests
 from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.resumable_download import resume
 from fsspec_csx.s3.transport.byte_range import FileRange, RangeRequest
 from fsspec_csx.s3.transport.call_scope import scope
+from fsspec_csx.s3.transport.checksum import matches
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
 from fsspec_csx.s3.transport.threads import in_thread
 from fsspec_csx.storage.atomic import atomic_local_write, write_at
@@ -247,7 +248,7 @@ def _small_read(fs: Any, number: int, wanted: ObjectRead) -> ObjectGet:
     path, _, memory, _ = wanted
     state, request = PinnedObject(fs, path, None), RangeRequest(0, probing=True)
     request.add(0, 0, memory)
-    check = lambda body: not body.unsized and has_checksum(state, body, memory[: body.length])  # noqa: E731
+    check = lambda body: not body.unsized and matches(body.headers, memory[: body.length])  # noqa: E731
     return ObjectGet(state, request, check, number)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from fsspec_csx.s3.consistent_read import BytesBuffer, checksum_function
 from fsspec_csx.s3.transport.byte_range import RangeRequest
-from fsspec_csx.s3.transport.checksum import of_object
+from fsspec_csx.s3.transport.checksum import matches, of_object
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST
 from fsspec_csx.storage.atomic import add_filename, atomic_local_write, write_at
 
@@ -118,11 +118,10 @@ class HeadFile(FirstBytes):
 
     def has_checksum(self) -> bool:
         """Return whether the bytes match the object's checksum, if the server has one."""
+        if not self._in_steps:
+            return matches(self.headers, self.memory)
         known = of_object(self.headers)
-        if known is None:
-            return True
-        algorithm, expected = known
-        return algorithm.encoded(self._checksum if self._in_steps else algorithm.compute(self.memory, 0)) == expected
+        return known is None or known[0].encoded(self._checksum) == known[1]
 
     def store(self) -> bool:
         """Publish the bytes as the local file; return False if the file cannot be written here."""

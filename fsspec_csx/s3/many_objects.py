@@ -16,9 +16,10 @@ from fsspec_csx.s3 import upload
 from fsspec_csx.s3.consistent_read import PinnedObject, retry_if_changed
 from fsspec_csx.s3.download import read_whole
 from fsspec_csx.s3.first_bytes import FirstBytes, HeadFile
-from fsspec_csx.s3.many_requests import ObjectGet, ObjectPut, has_checksum, run_requests
+from fsspec_csx.s3.many_requests import ObjectGet, ObjectPut, run_requests
 from fsspec_csx.s3.part_sizes import part_size_for
 from fsspec_csx.s3.transport.byte_range import RangeRequest
+from fsspec_csx.s3.transport.checksum import matches
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody, file_body, single_bytes
 
 Options: TypeAlias = Mapping[str, Any]
@@ -207,7 +208,7 @@ class HeadRequest(ObjectGet):
             return False
         if isinstance(self.head, HeadFile):
             return self.head.has_checksum() and self.head.store()
-        return has_checksum(self.state, self.head, self.head.memory)
+        return matches(self.head.headers, self.head.memory)
 
     def begun(self) -> FirstBytes | None:
         """Return the first bytes of the object, if they were read and there are more; only the first call has them."""

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from fsspec_csx.errors import ChecksumError
-from fsspec_csx.s3.consistent_read import PinnedObject, verify_checksum
+from fsspec_csx.s3.consistent_read import PinnedObject
 from fsspec_csx.s3.multipart import gather_or_cancel
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.compat import run_in_chunks
-from fsspec_csx.s3.transport.learned_template import LearnedTemplate
+from fsspec_csx.s3.transport.learned_template import WORTHWHILE, LearnedTemplate
 from fsspec_csx.s3.transport.queued_requests import QueuedRead, QueuedWrite
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_queue import RequestQueue
-
-# From this many objects of a bucket on, botocore makes only the first request.
-_MANY = 3
 
 
 class ObjectGet(QueuedRead):
@@ -33,11 +29,6 @@ class ObjectGet(QueuedRead):
         super().__init__(state.key, wanted, accept)
         self.state, self.number = state, number
         self.bucket = None if state.version else state.bucket
-
-    @staticmethod
-    def is_settled(fs: Any) -> bool:
-        """Return whether it is known if the server accepts the headers of such requests."""
-        return fs.reads_have_checksums is not None
 
 
 class ObjectPut(QueuedWrite):
@@ -59,22 +50,14 @@ class ObjectPut(QueuedWrite):
         super().__init__(key, content_type, open_body)
         self.bucket, self.number = bucket, number
 
-    @staticmethod
-    def is_settled(fs: Any) -> bool:
-        """Return whether it is known if the server accepts the headers of such requests."""
-        return fs.transfer.takes_checksums("put_object") is not None
-
 
 R = TypeVar("R", bound=ObjectGet | ObjectPut)
 
 
-def has_checksum(state: PinnedObject, wanted: RangeRequest, memory: memoryview) -> bool:
-    """Return whether the bytes of a whole object match its checksum, if the server has one."""
-    try:
-        verify_checksum(state, wanted, memory, [])
-    except ChecksumError:
-        return False
-    return True
+def _is_settled(fs: Any, request: ObjectGet | ObjectPut) -> bool:
+    """Return whether it is known if the server accepts the checksum headers of such requests."""
+    put = isinstance(request, ObjectPut)
+    return (fs.transfer.takes_checksums("put_object") if put else fs._read_checksums.supported) is not None
 
 
 async def run_requests(
@@ -95,7 +78,7 @@ async def run_requests(
     others: list[R] = []
     for each in requests:
         (others if each.bucket is None else buckets.setdefault(each.bucket, [])).append(each)
-    for bucket in [name for name, group in buckets.items() if len(group) < _MANY]:
+    for bucket in [name for name, group in buckets.items() if len(group) < WORTHWHILE]:
         others += buckets.pop(bucket)
     await gather_or_cancel(
         [
@@ -122,7 +105,7 @@ async def _of_bucket(
             requests,
             alone,
             finished,
-            settled=lambda: requests[0].is_settled(fs),
+            settled=lambda: _is_settled(fs, requests[0]),
             most=most,
             shared=True,
         ).run()

@@ -50,3 +50,9 @@ def of_object(headers: Mapping[str, str]) -> tuple[Algorithm, str] | None:
         if value is not None and "-" not in value:  # with a hyphen, it is a checksum of the parts' checksums
             return algorithm, value
     return None
+
+
+def matches(headers: Mapping[str, str], memory: memoryview) -> bool:
+    """Return whether the bytes of a whole object match its checksum, if the headers have one."""
+    known = of_object(headers)
+    return known is None or known[0].encoded(known[0].compute(memory, 0)) == known[1]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # After this many failures of a template's requests, or of making one, botocore makes all requests.
 FAILURES = 5
+# From this many similar requests on, a template takes less time than botocore.
+WORTHWHILE = 3
 
 R = TypeVar("R")
 

@@ -14,7 +14,7 @@ from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import Body, finish_despite_cancel, scope
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS, slots_for
 from fsspec_csx.s3.transport.exchange import Exchange
-from fsspec_csx.s3.transport.learned_template import LearnedTemplate
+from fsspec_csx.s3.transport.learned_template import WORTHWHILE, LearnedTemplate
 from fsspec_csx.s3.transport.memory import BufferPool
 from fsspec_csx.s3.transport.queued_requests import QueuedRead
 from fsspec_csx.s3.transport.range_planning import size_for
@@ -32,9 +32,6 @@ PART = 8 * 2**20
 # The most buffered bytes in flight, of all files that are written: with a near store, and with a far one. The most
 # bytes that a file reads ahead from a far one.
 _BUFFERED_NEAR, _BUFFERED_FAR, _AHEAD_FAR = 40 * 2**20, 240 * 2**20, 208 * 2**20
-
-# Of this many ranges or more, all but the first are signed by this package.
-_MANY = 3
 
 # How long to wait for a thread that does not use the caller's memory.
 _STUCK_SECONDS = 1.0
@@ -131,7 +128,7 @@ class Transfer:
                         answer["Body"].close()
             advance(wanted.length)
 
-        if alike is None and len(ranges) >= _MANY:
+        if alike is None and len(ranges) >= WORTHWHILE:
             alike = LearnedTemplate()
         reads = [QueuedRead(None, each) for each in ranges]
         try:
