@@ -218,6 +218,6 @@ async def _fill(
         await gather_or_cancel(fill(each) for each in ranges)
     except BaseException:
         # The caller may reuse the memory when this raises, so nothing may write to it any more.
-        await finish_despite_cancel(transfer.release_memory(ranges))
+        await finish_despite_cancel(transfer.give_up_and_wait(ranges))
         raise
     return damaged

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 from s3fs.core import version_id_kw
 from s3fs.utils import FileExpired
 
-from fsspec_csx.errors import ChecksumError, ObjectNotFoundError
+from fsspec_csx.errors import ChecksumError, ObjectNotFoundError, TooLargeError
 from fsspec_csx.s3 import object_attributes
 from fsspec_csx.s3.client.error_mapping import code_of
 from fsspec_csx.s3.part_copies import CopySource
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.checksum import Algorithm, of_object
-from fsspec_csx.s3.transport.range_planning import allocate, checksums, coalesce
+from fsspec_csx.s3.transport.range_planning import checksums, coalesce
 
 T = TypeVar("T")
 
@@ -95,12 +95,22 @@ async def object_metadata(fs: Any, path: str, version_id: str | None = None) -> 
     return ObjectMetadata(*state, algorithm, checksum, headers, kept)
 
 
+def _allocate(size: int, name: object) -> bytes:
+    """Return memory that the system allocates as it is filled; TooLargeError, a MemoryError, if there is not enough."""
+    try:
+        return bytes(size)
+    except (MemoryError, OverflowError):
+        reason = f"There is not enough memory for {name}, which has {size:,} bytes by the server's response."
+        remedy = "Read it in parts, or into a file; if it is not so large, the server, or a proxy on the way, is wrong."
+        raise TooLargeError(reason, remedy) from None
+
+
 class BytesBuffer:
     """Writable memory that becomes a bytes object without a copy."""
 
     def __init__(self, size: int, name: object) -> None:
         self._size = size
-        self._file = io.BytesIO(allocate(size, name))
+        self._file = io.BytesIO(_allocate(size, name))
         self.memory = self._file.getbuffer()
 
     def __enter__(self) -> BytesBuffer:

@@ -123,21 +123,21 @@ async def put_file(
         async def payload(start: int, end: int) -> RequestBody:
             return MemoryBody([memory[start:end]]) if memory else FileSliceBody(local, start, end - start)
 
-        def unchanged(checksum: int | None = None) -> None:
+        def check_unchanged() -> None:
             if not memory and _state(lpath) != before:
                 raise changed(lpath)
 
-        def unchanged_and_ready(checksum: int | None = None) -> None:
-            unchanged()
+        def check_and_report(_: int | None) -> None:
+            check_unchanged()
             ready()
 
         before = _state(descriptor)
         origin = SourceFingerprint(os.path.realpath(lpath), before) if resumable and not memory else None
-        checks: dict[str, Any] = {"origin": origin, "ready": unchanged_and_ready} if origin else {}
+        checks: dict[str, Any] = {"origin": origin, "ready": check_and_report} if origin else {}
         try:
             await send_object(fs, rpath, size, payload, chunksize, mode, kwargs, callback.relative_update, **checks)
         except ChecksumError:
-            unchanged()  # a change of the file explains the error better than damage in the network
+            check_unchanged()  # a change of the file explains the error better than damage in the network
             raise
 
 

@@ -110,12 +110,9 @@ def socket_read(link: Any) -> Callable[[int, memoryview], int]:
 
 def socket_write(link: Any) -> Callable[[memoryview], int]:
     """Return a function that sends the first bytes of a buffer to a socket, and returns their number."""
-    return tls_write(link) if KNOWS_TLS and isinstance(link, SSLSocket) else link.send
-
-
-def tls_write(link: SSLSocket) -> Callable[[memoryview], int]:
-    """Return a function that sends the first bytes of a buffer in TLS records, and returns their number."""
-    return link._sslobj.write if link._sslobj else link.send  # type: ignore[attr-defined]
+    if KNOWS_TLS and isinstance(link, SSLSocket) and link._sslobj:  # type: ignore[attr-defined]
+        return link._sslobj.write  # type: ignore[attr-defined,no-any-return]
+    return link.send  # type: ignore[no-any-return]
 
 
 class BlockingSession(URLLib3Session):  # type: ignore[misc]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fsspec_csx.errors import TooLargeError
 from fsspec_csx.s3.transport.byte_range import Check, RangeRequest
 
 Span = tuple[int, memoryview]
@@ -29,16 +28,6 @@ def size_for(size: int, in_flight: int, *, far: bool = False) -> int:
     else:
         wanted = max(MIN_REQUEST, min(MAX_REQUEST, of_one_round))
     return max(wanted, -(-size // _MOST_REQUESTS))
-
-
-def allocate(size: int, name: object) -> bytes:
-    """Return memory that the system allocates as it is filled; TooLargeError, a MemoryError, if there is not enough."""
-    try:
-        return bytes(size)
-    except (MemoryError, OverflowError):
-        reason = f"There is not enough memory for {name}, which has {size:,} bytes by the server's response."
-        remedy = "Read it in parts, or into a file; if it is not so large, the server, or a proxy on the way, is wrong."
-        raise TooLargeError(reason, remedy) from None
 
 
 def coalesce(spans: Sequence[Span], part: int, check: Check | None = None) -> list[RangeRequest]:

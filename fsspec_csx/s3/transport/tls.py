@@ -68,7 +68,7 @@ class TLSSocket(ssl.SSLSocket):
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Send all of a buffer; the timeout applies to each call of OpenSSL."""
-        write = compat.tls_write(self)
+        write = compat.socket_write(self)
         with memoryview(data) as view, view.cast("B") as rest:
             sent, length = 0, len(rest)
             while sent < length:

@@ -188,15 +188,10 @@ class Transfer:
     @staticmethod
     async def give_up_and_wait(bodies: Sequence[Body]) -> None:
         """Give up bodies; wait until no thread uses the caller's memory, and up to a second for the other threads."""
-        await Transfer.release_memory(bodies)
-        await _threads_ended(bodies, _STUCK_SECONDS)
-
-    @staticmethod
-    async def release_memory(bodies: Sequence[Body]) -> None:
-        """Give up bodies, and wait until no thread uses the caller's memory."""
         for body in bodies:
             body.give_up()
         await _threads_ended([each for each in bodies if each.uses_caller_memory], None)
+        await _threads_ended(bodies, _STUCK_SECONDS)
 
     async def exchanged(self, request: Any, body: RequestBody | RangeRequest) -> AioAWSResponse:
         """Make a request in the thread of its body."""
