@@ -199,7 +199,7 @@ async def put(
         ValueError: before any upload, if a target names a version, or two files have one target.
     """
     if isinstance(lpath, (list, tuple)) and isinstance(rpath, (list, tuple)):
-        pairs = zip_paths([str(each) for each in lpath], rpath)
+        pairs = zip_paths([os.path.abspath(each) for each in lpath], rpath)
     else:
         check_writable(fs, rpath)
         is_list = isinstance(lpath, (list, tuple))

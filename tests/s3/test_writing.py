@@ -612,6 +612,18 @@ def test_put_of_a_folder_makes_nothing(fs: CSXFileSystem, folder: str, tmp_path:
     assert fs.find(folder) == []
 
 
+def test_put_of_files_with_names_of_objects(
+    fs: CSXFileSystem, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A local file is not taken for an object whose path is equal to its relative path."""
+    monkeypatch.chdir(tmp_path)
+    Path(folder).mkdir(parents=True)
+    for name in ("1", "2"):
+        Path(folder, name).write_text(name)
+    fs.put([f"{folder}/1", f"{folder}/2"], [f"{folder}/2", f"{folder}/3"])
+    assert [fs.cat_file(f"{folder}/{name}") for name in ("2", "3")] == [b"1", b"2"]
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_copy(fs: CSXFileSystem, folder: str, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
     """The server copies an object, a large one in parts, and what belongs to it stays with it."""
