@@ -84,10 +84,7 @@ async def get_files(
             callback.relative_update(1)
 
     def finished(request: HeadRequest) -> None:
-        with callback.branched(*pairs[request.number]) as child:
-            child.set_size(request.head.length)
-            child.absolute_update(request.head.length)
-        callback.relative_update(1)
+        _count(callback, pairs[request.number], request.head.length)
 
     heads = [HeadFile(path, target, functools.partial(is_writable, n)) for n, (path, target) in enumerate(pairs)]
     requests = [HeadRequest(fs, number, path, heads[number]) for number, (path, _) in enumerate(pairs)]
@@ -154,13 +151,18 @@ async def put_files(
             callback.relative_update(1)
 
     def finished(request: ObjectPut) -> None:
-        with callback.branched(*pairs[request.number], **options) as child:
-            child.set_size(request.length)
-            child.relative_update(request.length)
-        callback.relative_update(1)
+        _count(callback, pairs[request.number], request.length, **options)
 
     ours = is_not_overridden(fs, "_put_file", upload.put_file)
     await _write(fs, [target for _, target in pairs], source if ours else None, options, put, finished, most)
+
+
+def _count(callback: Callback, pair: tuple[str, str], length: int, **options: Any) -> None:
+    """Report a file that was transferred."""
+    with callback.branched(*pair, **options) as child:
+        child.set_size(length)
+        child.relative_update(length)
+    callback.relative_update(1)
 
 
 async def _write(

@@ -48,27 +48,20 @@ async def cat_ranges(
     for number, path in enumerate(paths):
         wanted.setdefault(path, []).append(number)
     spans = list(zip(starts, ends, strict=True))
-    results: list[Any] = [None] * len(paths)
+    spans_of = {path: [spans[number] for number in numbers] for path, numbers in wanted.items()}
+    found: dict[str, list[Any]] = {}
 
     async def read(path: str) -> None:
-        numbers = wanted[path]
         try:
-            found = await retry_if_changed(
-                lambda: _read_ranges(fs, path, [spans[number] for number in numbers], **kwargs)
-            )
+            found[path] = await retry_if_changed(lambda: _read_ranges(fs, path, spans_of[path], **kwargs))
         except Exception as error:
-            found = [error] * len(numbers)
-        for number, data in zip(numbers, found, strict=True):
-            results[number] = data
+            found[path] = [error] * len(wanted[path])
 
-    left = set(wanted)
     if len(wanted) > 1 and is_not_overridden(fs, "_cat_file", cat_file) and not kwargs:
-        spans_of = {path: [spans[number] for number in numbers] for path, numbers in wanted.items()}
-        for path, found in (await _read_alike(fs, spans_of, batch_size)).items():
-            left.discard(path)
-            for number, data in zip(wanted[path], found, strict=True):
-                results[number] = data
-    await gather_or_cancel(read(path) for path in wanted if path in left)
+        found = await _read_alike(fs, spans_of, batch_size)
+    await gather_or_cancel([read(path) for path in wanted if path not in found])
+    by_number = {number: data for path in wanted for number, data in zip(wanted[path], found[path], strict=True)}
+    results = [by_number[number] for number in range(len(paths))]
     if on_error != "return" and (error := next(filter(is_exception, results), None)):
         raise error
     return results
