@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsspec_csx.errors import ObjectExistsError
-from fsspec_csx.s3.client.error_mapping import changed, code_of
+from fsspec_csx.s3.client.error_mapping import code_of, object_changed_error
 from fsspec_csx.s3.object_attributes import locks, of_new_state, source_key, tagging, unless_named
 from fsspec_csx.s3.part_copies import CopySource
 from fsspec_csx.s3.put_object import Call
@@ -97,7 +97,7 @@ async def _read(call: Call, transfer: Transfer, source: CopySource, start: int, 
         await transfer.fetch(get, coalesce([(start, memory)], transfer.request_size(len(memory))))
     except OSError as error:
         if isinstance(error, FileNotFoundError) or code_of(error) in _CHANGED:
-            raise changed(str(source)) from error
+            raise object_changed_error(str(source)) from error
         raise
 
 
@@ -115,7 +115,7 @@ def with_conditions(call: Call, etag: str, target: str) -> Call:
         except FileNotFoundError:
             now = ""
         if now != etag:
-            raise changed(target)
+            raise object_changed_error(target)
         return await call(method, **{name: value for name, value in parameters.items() if not name.startswith("If")})
 
     return request

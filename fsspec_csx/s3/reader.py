@@ -39,7 +39,7 @@ class ReadFile(S3File):  # type: ignore[misc]
     """The reading half of ``CSXFile``, and the requests of both halves.
 
     Raises:
-            ObjectNotFoundError: when opened for reading, if the object does not exist.
+        ObjectNotFoundError: when opened for reading, if the object does not exist.
     """
 
     loc: int

@@ -16,7 +16,7 @@ from s3fs.core import version_id_kw
 from s3fs.utils import FileExpired
 
 from fsspec_csx.s3 import object_attributes
-from fsspec_csx.s3.client.error_mapping import changed
+from fsspec_csx.s3.client.error_mapping import object_changed_error
 from fsspec_csx.s3.consistent_read import ObjectMetadata, PinnedObject, object_metadata
 from fsspec_csx.s3.multipart import MultipartUpload, gather_or_cancel
 from fsspec_csx.s3.object_attributes import source_key, tagging, unless_named
@@ -254,7 +254,7 @@ class _MergedSource:
         try:
             await state.fill(memory, span.start, self._fs.request_size(span.length))
         except FileExpired as error:
-            raise changed(str(source)) from error
+            raise object_changed_error(str(source)) from error
 
 
 def _part(size: int) -> int:

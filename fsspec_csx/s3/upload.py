@@ -24,7 +24,7 @@ from fsspec_csx.s3.transport.request_body import (
     LocalFile,
     MemoryBody,
     RequestBody,
-    changed,
+    file_changed_error,
     single_bytes,
 )
 from fsspec_csx.s3.transport.threads import to_thread
@@ -125,7 +125,7 @@ async def put_file(
 
         def check_unchanged() -> None:
             if not memory and _state(lpath) != before:
-                raise changed(lpath)
+                raise file_changed_error(lpath)
 
         def check_and_report(_: int | None) -> None:
             check_unchanged()

@@ -96,7 +96,7 @@ def explain(error: Exception, request: FailedRequest) -> Exception:
     if request.exclusive and code in ("PreconditionFailed", "412"):
         return errors.ObjectExistsError(f"{request.target} exists already.", "Choose another name, or overwrite it.")
     if request.pinned and code in ("ConditionalRequestConflict", "PreconditionFailed", "412"):
-        return changed(request.target)
+        return object_changed_error(request.target)
     if (known := _by_table(request, details)) or not code or type(error) is not OSError:
         return known or error
     # s3fs raises a plain OSError for codes that it does not translate.
@@ -106,7 +106,7 @@ def explain(error: Exception, request: FailedRequest) -> Exception:
     return refused
 
 
-def changed(target: str) -> errors.ObjectChangedError:
+def object_changed_error(target: str) -> errors.ObjectChangedError:
     """Return the error for an object that another program replaced between two requests."""
     return errors.ObjectChangedError(f"{target} changed meanwhile.", "Try again when no other program writes to it.")
 

@@ -31,7 +31,7 @@ def single_bytes(data: Any) -> memoryview:
     return view.cast("B") if view.nbytes else memoryview(bytearray())  # an empty array cannot be cast
 
 
-def changed(path: str) -> OSError:
+def file_changed_error(path: str) -> OSError:
     """Return the error for a local file that changed or was removed during an upload."""
     if not os.path.lexists(path):
         return FileNotFoundError(f"{path} was removed while it was copied. See what moved or deleted it.")
@@ -202,7 +202,7 @@ class FileSliceBody(RequestBody):
             try:
                 data = os.pread(self._file.descriptor, min(_READ, self.length - start), self._start + start)
                 if not data:
-                    raise changed(self._file.path)
+                    raise file_changed_error(self._file.path)
             except OSError as error:
                 self.failure = error
                 raise
