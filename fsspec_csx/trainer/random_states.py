@@ -118,19 +118,10 @@ def set_state(generator: Any, state: Any) -> None:
         _check(gauss is None or type(gauss) is float)
         generator.setstate((version, tuple(numbers.tolist()), gauss))
     else:
-        decoded = json.loads(state) if isinstance(state, str) else _of_tensors(state)
+        decoded = json.loads(state)
         # numpy does not check these values, and would read other memory.
         _check(0 <= decoded["state"].get("pos", 0) <= _WORDS and 0 <= decoded.get("buffer_pos", 0) <= _BUFFER)
         if hasattr(generator, "bit_generator"):
             generator.bit_generator.state = decoded
         else:
             generator.set_state(decoded)
-
-
-def _of_tensors(state: Any) -> Any:
-    """Convert a numpy state of older checkpoints, which have strings for integers, and signed tensors for arrays."""
-    if isinstance(state, dict):
-        return {key: _of_tensors(value) for key, value in state.items()}
-    if isinstance(state, torch.Tensor):
-        return [number % 2 ** (8 * state.itemsize) for number in state.tolist()]
-    return int(state) if isinstance(state, str) and state.isdecimal() else state
