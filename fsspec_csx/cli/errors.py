@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import sysconfig
+import sys
 import traceback
-from pathlib import Path
 
 from fsspec_csx.cli.format import printable
 from fsspec_csx.errors import CSXError
@@ -33,12 +32,11 @@ _BY_NUMBER = {
     errno.ELOOP: "Check the path: a link in it leads to itself.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
 }
-_PACKAGE = Path(__file__).parents[1]
-_STANDARD = tuple(Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib"))
-# Dependencies, whose frames are not user code.
-_BUILT_ON = {
-    *("aiobotocore", "aiohttp", "aioitertools", "awscrt", "boto3", "botocore", "fsspec", "numpy", "s3fs", "torch"),
-    *("tqdm", "urllib3", "yaml", "zlib_ng"),
+# Modules that are not user code: this package, its dependencies and the standard library.
+_NOT_OF_USERS = {
+    *("fsspec_csx", "aiobotocore", "aiohttp", "aioitertools", "awscrt", "boto3", "botocore", "fsspec", "numpy", "s3fs"),
+    *("torch", "tqdm", "urllib3", "yaml", "zlib_ng"),
+    *sys.stdlib_module_names,
 }
 _UNKNOWN = "Run it again with --debug to see where it happened."
 
@@ -67,22 +65,9 @@ def is_from_user_code(error: BaseException) -> bool:
     while following is not None and following not in seen:
         seen.append(following)
         following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
-    files = (frame.filename for each in seen for frame in traceback.extract_tb(each.__traceback__))
-    return any(map(_is_foreign, files)) or any("Original Traceback" in str(each) for each in seen)
-
-
-def _is_foreign(file: str) -> bool:
-    if file.startswith("<"):
-        return False  # generated, for instance for a dataclass
-    path = Path(file)
-    if _PACKAGE in path.parents:
-        return False
-    parts = path.parts
-    for folder in ("site-packages", "dist-packages"):
-        if folder in parts:
-            place = len(parts) - parts[::-1].index(folder)
-            return parts[place].removesuffix(".py") not in _BUILT_ON
-    return not any(folder in path.parents for folder in _STANDARD)
+    frames = (frame for each in seen for frame, _ in traceback.walk_tb(each.__traceback__))
+    modules = {frame.f_globals.get("__name__", "fsspec_csx").partition(".")[0] for frame in frames}
+    return not modules <= _NOT_OF_USERS or any("Original Traceback" in str(each) for each in seen)
 
 
 def _cause_and_remedy(error: Exception) -> tuple[str, str]:
