@@ -11,7 +11,7 @@ from fsspec.callbacks import Callback
 
 from fsspec_csx.checkpoint.api import inspect
 from fsspec_csx.formats import registry
-from fsspec_csx.manage import naming
+from fsspec_csx.manage import contents
 from fsspec_csx.manage.location import Location, already_exists, needs_source_name, with_name
 from fsspec_csx.storage.progress import report_progress
 
@@ -80,7 +80,7 @@ def convert(
     if not overwrite and place.exists():
         raise already_exists(place.text)
     if overwrite:
-        _check_kind(place, folder=registry.is_folder(kind) and not naming.is_index(place.name))
+        _check_kind(place, folder=registry.is_folder(kind) and not contents.is_index(place.name))
     with report_progress(callback, place.text) as progress, origin.source() as opened:
         import torch  # imported here, so that errors in paths are reported fast
 
@@ -130,7 +130,7 @@ def _written(
     if not needs_source_name(target):
         return target, kind
     own = registry.suffix(kind)
-    if not own and not text.endswith("/") and naming.is_sharded(os.listdir(text)):
+    if not own and not text.endswith("/") and contents.is_checkpoint_folder(os.listdir(text)):
         return target, kind  # the target itself is a checkpoint
     suffixes = (*registry.INDEX_SUFFIXES, *registry.SUFFIXES)
     suffix = next((each for each in suffixes if name.endswith(each) and name != each), "")

@@ -13,8 +13,8 @@ from fsspec.callbacks import Callback
 from fsspec_csx.errors import CheckpointPathError
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.file_copy import copy_file, rename_file, same_content
+from fsspec_csx.manage.folder_copy import CheckpointFolder, FolderCopy
 from fsspec_csx.manage.location import Location, already_exists, refuse_index, with_name
-from fsspec_csx.manage.sharded_folders import CheckpointFolder, FolderCopy
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
 

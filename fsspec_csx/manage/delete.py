@@ -11,7 +11,7 @@ from typing import Any
 from fsspec_csx.errors import CheckpointPathError, DeleteError
 from fsspec_csx.formats.folder_layout import FolderLayout, OwnFiles
 from fsspec_csx.formats.registry import manifests
-from fsspec_csx.manage import naming, s3
+from fsspec_csx.manage import contents, s3
 from fsspec_csx.manage.directory import Directory, explain_missing, map_parallel, missing, strip_slashes
 from fsspec_csx.manage.list import ListedCheckpoint
 from fsspec_csx.manage.location import refuse_index
@@ -44,7 +44,7 @@ class DeleteTarget:
         listing = [self.layout.manifest] if self.layout else []
         first = [*self.manifests, *(() if marked else listing)]
         apart = {*first, *listing}
-        late = {file for file in self.files if naming.is_shard(file.rpartition("/")[2])} or {*self.files}
+        late = {file for file in self.files if contents.is_shard(file.rpartition("/")[2])} or {*self.files}
         others = [file for file in self.files if file not in apart and file not in late]
         parts = [file for file in self.files if file not in apart and file in late]
         return [[*map(self.root.at, names)] for names in (first, others, parts, listing if marked else [])]
@@ -197,12 +197,12 @@ def _folder(path: str, root: Directory) -> DeleteTarget:
     if not held and not folders and s3.is_s3(root.fs):  # some servers list folders whose objects are gone
         raise missing("checkpoint", path)
     names = [file.name for file in held]
-    held += naming.shards_in(root, folders)
-    if not naming.is_sharded(names) and not (held and all(map(naming.is_shard, names))):
+    held += contents.shards_in(root, folders)
+    if not contents.is_checkpoint_folder(names) and not (held and all(map(contents.is_shard, names))):
         msg = f"{redacted(path)} is a folder, but not a checkpoint. Name the checkpoints in it."
         raise IsADirectoryError(msg)
     first, own = manifests(names), OwnFiles([], [])
-    layout = naming.listing_layout(names)
+    layout = contents.listing_layout(names)
     if layout:
         first = []  # other manifests belong to files and checkpoints that stay
         below = root.files()
@@ -228,7 +228,7 @@ def remove_empty(fs: Any, folder: str) -> None:
         return
     try:
         for name in os.listdir(folder) if fs is None else ():
-            if naming.is_shard_folder(name):
+            if contents.is_shard_folder(name):
                 with contextlib.suppress(OSError):  # not empty
                     os.rmdir(os.path.join(folder, name))
         os.rmdir(folder) if fs is None else fs.rmdir(folder)

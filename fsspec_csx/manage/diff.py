@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec.callbacks import Callback
 
 from fsspec_csx.formats.checkpoint_info import Difference
-from fsspec_csx.manage import naming
+from fsspec_csx.manage import contents
 from fsspec_csx.manage.location import Location
 from fsspec_csx.storage.files import file_size, open_file
 from fsspec_csx.storage.progress import ProgressMeter, report_progress
@@ -70,7 +70,7 @@ def compare(
 
     with contextlib.ExitStack() as stack:
         # An index alone does not say what its shards hold.
-        files = [None if naming.is_index(place.name) else _file(place, stack) for place in places]
+        files = [None if contents.is_index(place.name) else _file(place, stack) for place in places]
         if _same_object(*files):
             return _unread(stack.enter_context(places[0].source(files[0])), places[0].display_path)
         one, other = (stack.enter_context(place.source(file)) for place, file in zip(places, files, strict=True))

@@ -12,8 +12,8 @@ from typing import Any
 
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.registry import layouts
+from fsspec_csx.manage import contents, s3
 from fsspec_csx.manage import delete as manage_delete
-from fsspec_csx.manage import naming, s3
 from fsspec_csx.manage.directory import Directory, File
 from fsspec_csx.s3.upload_journal import all_journals
 from fsspec_csx.storage.atomic import is_temporary
@@ -97,8 +97,8 @@ def _files(root: Directory) -> Iterator[Leftover]:
         if folder in spread:
             continue  # its shards count as shards of the checkpoint
         others = [file for file in files if file not in temporary]
-        if folder and others and all(naming.is_leftover(file.base, shared=shared) for file in others):
-            if not naming.has_lost_manifest(root, folder):
+        if folder and others and all(contents.is_leftover(file.base, shared=shared) for file in others):
+            if not contents.has_lost_manifest(root, folder):
                 yield from _leftover("shards", root, folder.rstrip("/"), others)
             continue
         others += shards[folder]
@@ -133,8 +133,8 @@ def _leftover(kind: str, root: Directory, name: str, files: Sequence[File]) -> I
     if len(times) < len(files):
         return  # the age is unknown, so it may be in use
     size = sum(file.size or 0 for file in files)
-    contents = [root.at(file.name) for file in files]
-    yield Leftover(kind, root.path_of(name) if name else root.text, size, max(times), None, root.fs, contents)
+    paths = [root.at(file.name) for file in files]
+    yield Leftover(kind, root.path_of(name) if name else root.text, size, max(times), None, root.fs, paths)
 
 
 def _journals(root: Directory) -> Iterator[Leftover]:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
-from fsspec_csx.manage import naming
+from fsspec_csx.manage import contents
 from fsspec_csx.manage.directory import Directory, File, file_from_info
 from fsspec_csx.manage.location import Location
 from fsspec_csx.storage.paths import redacted
@@ -37,7 +37,7 @@ def describe(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any]
     place = Location.of(path, storage_options)
     with place.source() as source:
         info = registry.format_of(source).info(source, place.display_path)
-        if source.file is None and (place.is_folder() or naming.is_index(place.name)):
+        if source.file is None and (place.is_folder() or contents.is_index(place.name)):
             folder = path if place.is_folder() else place.text.rpartition("/")[0] or "."
             files = _files(Directory(folder, storage_options), source)
             info = replace(info, size=sum(file.size or 0 for file in files))
@@ -53,7 +53,7 @@ def _files(root: Directory, source: Source) -> list[File]:
     """Return the files of a checkpoint: a manifest or metadata, and the files that it names."""
     below = root.files()
     names = source.files
-    if names is None and (layout := naming.listing_layout(below)):
+    if names is None and (layout := contents.listing_layout(below)):
         names = {*layout.own_files(root, below).names}
     return [file for name, file in below.items() if name in (names or ())]
 

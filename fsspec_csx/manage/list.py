@@ -12,7 +12,7 @@ from typing import Any
 
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError
 from fsspec_csx.formats.registry import layouts, manifests
-from fsspec_csx.manage import naming, s3
+from fsspec_csx.manage import contents, naming, s3
 from fsspec_csx.manage.directory import Directory, File, map_parallel
 from fsspec_csx.manage.location import pattern_matches
 from fsspec_csx.storage.atomic import is_temporary
@@ -66,7 +66,7 @@ def checkpoints(
     """List the checkpoints under a root, the newest last: sorted by step, and within a step by time.
 
     Names without a step come first, sorted by time, then names with only an epoch. Names decide what is a checkpoint
-    (see ``manage.naming``). Empty files, temporary files, folders without a manifest, and folders that ``load`` does
+    (see ``manage.contents``). Empty files, temporary files, folders without a manifest, and folders that ``load`` does
     not read are not listed. A folder with a Hugging Face model is one checkpoint, unless it holds other checkpoints.
     The metadata of Cerebras folders is read, to skip unfinished ones.
 
@@ -75,7 +75,7 @@ def checkpoints(
     place = Directory(root, storage_options)
     folders = place.tree() if recursive else _folders(place)
     found = []
-    listing = {folder: naming.listing_layout([file.base for file in files]) for folder, files in folders.items()}
+    listing = {folder: contents.listing_layout([file.base for file in files]) for folder, files in folders.items()}
     own = {folder: layout for folder, layout in listing.items() if folder and layout}
     finished = map_parallel(place.fs, lambda each: own[each].is_finished(place.below(each.rstrip("/"))), own)
     unfinished = {folder for folder, complete in zip(own, finished, strict=True) if not complete}
@@ -137,7 +137,7 @@ def check_complete(path: str, storage_options: Mapping[str, Any] | None = None) 
     sizes = {file.name: file.size for file in root.scan()[0]}
     for layout in layouts():
         layout.check_complete(root, sizes, lambda: {name: file.size for name, file in root.files().items()})
-    listing = naming.listing_layout(sizes)
+    listing = contents.listing_layout(sizes)
     if listing and not listing.is_finished(root):
         raise InvalidCheckpointError(f"{root.name} was not finished.", "Save it again, or delete it.")
 
@@ -182,7 +182,7 @@ def _folders(place: Directory) -> dict[str, list[File]]:
             # millions of other files.
             late = [place.at(f"{folder}{layout.manifest}") for layout in layouts() if layout.lists_files]
             if not more or not (
-                naming.is_loadable(file.base for file in first) or any(s3.is_listed(place.fs, each) for each in late)
+                contents.is_loadable(file.base for file in first) or any(s3.is_listed(place.fs, each) for each in late)
             ):
                 return first
         try:
@@ -200,13 +200,13 @@ def _folders(place: Directory) -> dict[str, list[File]]:
 def _sharded(place: Directory, folder: str, files: Sequence[File]) -> ListedCheckpoint | None:
     held = [file for file in files if file.size != 0 and not is_temporary(file.base)]
     names = {file.base for file in held}
-    if not naming.is_loadable(names):
+    if not contents.is_loadable(names):
         return None
     # A lone manifest is not a checkpoint, but the metadata of a small Cerebras checkpoint can hold all its values.
-    is_alone = names <= {*manifests(names)} and not naming.listing_layout(names)
+    is_alone = names <= {*manifests(names)} and not contents.listing_layout(names)
     is_spread = is_alone and any(layout.manifest in names for layout in layouts())
-    shards = naming.shards_in(place, place.scan(folder)[1]) if is_spread else []
-    if is_alone and not shards and not any(map(naming.is_checkpoint, names)):
+    shards = contents.shards_in(place, place.scan(folder)[1]) if is_spread else []
+    if is_alone and not shards and not any(map(contents.is_checkpoint, names)):
         return None
     held += shards
     name = folder.rstrip("/")
@@ -224,7 +224,7 @@ def _is_below(folder: str, others: Collection[str]) -> bool:
 def _single(place: Directory, files: Sequence[File]) -> Iterator[ListedCheckpoint]:
     for file in files:
         name = file.base
-        if file.size != 0 and naming.is_checkpoint(name):
+        if file.size != 0 and contents.is_checkpoint(name):
             yield ListedCheckpoint(
                 place.path_of(file.name), naming.step_of(name), file.modified, file.size or 0, 1, False
             )

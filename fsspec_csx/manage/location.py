@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from fsspec.implementations.local import LocalFileSystem
 
 from fsspec_csx.errors import CheckpointPathError
-from fsspec_csx.manage import naming
+from fsspec_csx.manage import contents
 from fsspec_csx.manage.directory import Directory, explain_missing, strip_slashes
 from fsspec_csx.storage.atomic import is_temporary
 from fsspec_csx.storage.files import (
@@ -181,7 +181,7 @@ def already_exists(path: str) -> FileExistsError:
 
 def refuse_index(path: str) -> None:
     """Raise a CheckpointPathError for the index of a Hugging Face checkpoint, as the whole folder is needed."""
-    if naming.is_index(path.rpartition("/")[2]):
+    if contents.is_index(path.rpartition("/")[2]):
         raise CheckpointPathError(f"{redacted(path)} is only the index of a checkpoint.", "Name its folder.")
 
 
@@ -230,4 +230,4 @@ def _given_path(place: Location, path: str) -> str:
 def _is_match(path: str, is_folder: bool, options: Mapping[str, Any] | None) -> bool:
     if not is_folder:
         return not is_temporary(path.rpartition("/")[2])
-    return naming.is_sharded(file.base for file in Directory(path, options).scan()[0])
+    return contents.is_checkpoint_folder(file.base for file in Directory(path, options).scan()[0])

@@ -10,8 +10,8 @@ from datetime import datetime
 from string import Formatter
 
 from fsspec_csx.formats.cerebras.writer import check_place
+from fsspec_csx.manage import contents
 from fsspec_csx.manage import delete as manage_delete
-from fsspec_csx.manage import naming
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.location import Location, expand_pattern
 from fsspec_csx.storage.atomic import atomic_write, is_temporary
@@ -76,10 +76,10 @@ def exists(path: str, *, sharded: bool, format: str | None = None) -> bool:
     if not (sharded or format) or not place.is_folder():
         return True
     files, folders = Directory(path).scan()
-    layout = naming.listing_layout([file.name for file in files])
+    layout = contents.listing_layout([file.name for file in files])
     if format and layout:
         return layout.is_finished(Directory(path))
-    return bool(folders or format) or not all(naming.is_shard(file.name) or is_temporary(file.name) for file in files)
+    return bool(folders or format) or not all(contents.is_shard(file.name) or is_temporary(file.name) for file in files)
 
 
 def delete(path: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fsspec_csx.manage import naming
+from fsspec_csx.manage import contents, naming
 from fsspec_csx.storage.atomic import is_temporary, temporary_path
 
 TOKEN = "0123456789abcdef"
@@ -44,23 +44,23 @@ def test_stamp() -> None:
 @pytest.mark.parametrize("name", ["x.mdl", "x.pt", "x.pth", "x.bin", "x.ckpt", "x.safetensors", "a b#?*.mdl"])
 def test_checkpoints(name: str) -> None:
     """The end of a name says that a file is a checkpoint, and not its whole."""
-    assert naming.is_checkpoint(name)
-    assert not naming.is_checkpoint(f"{name}.txt")
-    assert not naming.is_checkpoint(f".{name}.0123456789abcdef.tmp")
+    assert contents.is_checkpoint(name)
+    assert not contents.is_checkpoint(f"{name}.txt")
+    assert not contents.is_checkpoint(f".{name}.0123456789abcdef.tmp")
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", "model-00001-of-00002.safetensors", "model-00001-of-00002.bin"])
 def test_parts_are_no_checkpoints(name: str) -> None:
     """A part is of no use alone."""
-    assert naming.is_shard(name)
-    assert not naming.is_checkpoint(name)
+    assert contents.is_shard(name)
+    assert not contents.is_checkpoint(name)
 
 
 def test_manifests() -> None:
     """A folder is a checkpoint by one of its files."""
-    assert naming.is_sharded(["__0_0.distcp", ".metadata"])
-    assert naming.is_sharded(["model.safetensors.index.json"])
-    assert not naming.is_sharded(["__0_0.distcp", "metadata", "index.json", ".metadata.tmp"])
+    assert contents.is_checkpoint_folder(["__0_0.distcp", ".metadata"])
+    assert contents.is_checkpoint_folder(["model.safetensors.index.json"])
+    assert not contents.is_checkpoint_folder(["__0_0.distcp", "metadata", "index.json", ".metadata.tmp"])
 
 
 def test_leftovers() -> None:

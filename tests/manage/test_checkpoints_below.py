@@ -19,9 +19,9 @@ from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.cerebras.metadata import NAME, decoded, encoded, split_owned
 from fsspec_csx.manage.delete import delete, targets
 from fsspec_csx.manage.directory import Directory
+from fsspec_csx.manage.folder_copy import CheckpointFolder, FolderCopy
 from fsspec_csx.manage.info import describe
 from fsspec_csx.manage.list import checkpoints
-from fsspec_csx.manage.sharded_folders import CheckpointFolder, FolderCopy
 from fsspec_csx.s3.filesystem import CSXFileSystem
 
 pytestmark = pytest.mark.usefixtures("environment")

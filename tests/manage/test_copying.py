@@ -536,8 +536,8 @@ def test_manifest_comes_last(folder: Callable[[str], str], there: str, monkeypat
         carried.append(source.name)
         return file_copy.copy_file(source, *args, **kwargs)
 
-    monkeypatch.setattr("fsspec_csx.manage.sharded_folders.copy_file", failing)
-    monkeypatch.setattr("fsspec_csx.manage.sharded_folders._AT_A_TIME", 1)
+    monkeypatch.setattr("fsspec_csx.manage.folder_copy.copy_file", failing)
+    monkeypatch.setattr("fsspec_csx.manage.folder_copy._AT_A_TIME", 1)
     for path, overwrite in ((fresh, False), (target, True)):
         carried.clear()
         with pytest.raises(ConnectionResetError):

@@ -27,7 +27,7 @@ from proxy import Fault, FaultProxy, error_answer, fault_proxy
 
 from fsspec_csx import copy
 from fsspec_csx.errors import EndpointError
-from fsspec_csx.manage import naming
+from fsspec_csx.manage import contents
 from fsspec_csx.s3 import server_copy
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.resumable_download import PartialFile
@@ -375,7 +375,7 @@ def test_download_goes_on(far: FaultProxy, stored: str, tmp_path: Path, number: 
     left = [each.name for each in (tmp_path / "down").iterdir()]
     assert len(left) == 1
     assert is_temporary(left[0])
-    assert not naming.is_checkpoint(left[0])
+    assert not contents.is_checkpoint(left[0])
     far.requests = []
     copy(stored, path)
     assert fetched(far) == PIECES - 2

@@ -17,7 +17,7 @@ from fsspec_csx import copy, load, move
 from fsspec_csx.cli import main
 from fsspec_csx.errors import AccessDeniedError, InvalidCheckpointError
 from fsspec_csx.manage import delete as manage_delete
-from fsspec_csx.manage import s3, sharded_folders
+from fsspec_csx.manage import folder_copy, s3
 from fsspec_csx.manage.list import checkpoints
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
@@ -137,8 +137,8 @@ def test_killed_copy(url: str, bucket: str, call: int, monkeypatch: pytest.Monke
     """A copy that was killed is none yet; the same command goes on, without --force, or it is deleted."""
     for name in ("a", "b"):
         with monkeypatch.context() as patch:
-            patch.setattr(sharded_folders, "_AT_A_TIME", 1)
-            killed_at(patch, sharded_folders, "copy_file", call)
+            patch.setattr(folder_copy, "_AT_A_TIME", 1)
+            killed_at(patch, folder_copy, "copy_file", call)
             with pytest.raises(Killed):
                 copy(url, f"s3://{bucket}/{name}/x.mdl")
         seen_unfinished(f"s3://{bucket}/{name}/x.mdl")
@@ -154,7 +154,7 @@ def test_killed_replacement(url: str, fs: CSXFileSystem, bucket: str, monkeypatc
     """While one is replaced by another there is neither."""
     target = upload(fs, "bf16", f"{bucket}/to/x.mdl")
     with monkeypatch.context() as patch:
-        killed_at(patch, sharded_folders, "copy_file", 2)
+        killed_at(patch, folder_copy, "copy_file", 2)
         with pytest.raises(Killed):
             copy(url, target, overwrite=True)
     seen_unfinished(target)
@@ -186,7 +186,7 @@ def test_strange_objects_stay(url: str, fs: CSXFileSystem, bucket: str) -> None:
 def test_objects_are_copied_side_by_side(url: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small objects wait for no other; one that is large goes by itself."""
     together = threading.Barrier(2)
-    carry = sharded_folders.copy_file
+    carry = folder_copy.copy_file
     seen: list[str] = []
     numbers = itertools.count()
 
@@ -196,11 +196,11 @@ def test_objects_are_copied_side_by_side(url: str, bucket: str, monkeypatch: pyt
             together.wait(60)
         return carry(source, *args, **kwargs)
 
-    monkeypatch.setattr(sharded_folders, "copy_file", meeting)
+    monkeypatch.setattr(folder_copy, "copy_file", meeting)
     copy(url, f"s3://{bucket}/a.mdl")
     assert seen[-1] == "__METADATA__"
     assert left(f"s3://{bucket}/a.mdl") == KEYS
-    monkeypatch.setattr(sharded_folders, "_SMALL", -1)
+    monkeypatch.setattr(folder_copy, "_SMALL", -1)
     seen.clear()
     copy(url, f"s3://{bucket}/b.mdl")
     assert seen == sorted(seen, key=lambda name: (name == "__METADATA__", name))

@@ -33,7 +33,7 @@ from stage import Scene, Stage
 from victims import CleanProcess, Victim
 
 from fsspec_csx import distributed
-from fsspec_csx.manage import naming
+from fsspec_csx.manage import contents
 from fsspec_csx.manage.gc import clear, leftovers
 from fsspec_csx.storage.atomic import is_temporary
 from fsspec_csx.testing import LocalS3
@@ -242,7 +242,7 @@ class _Round:
             assert not clear(leftovers(root, older_than=timedelta(0), storage_options=options))
             assert not leftovers(root, older_than=timedelta(0), storage_options=options)
         gone = {*before} - {*self._stage.files()}
-        assert all(is_temporary(name) or naming.is_shard(name) for name in gone), gone
+        assert all(is_temporary(name) or contents.is_shard(name) for name in gone), gone
         assert not any(map(is_temporary, self._stage.files()))
         fs, path = self._stage.filesystem(self._stage.remote)
         bucket, key, _ = fs.split_path(path)

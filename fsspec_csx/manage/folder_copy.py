@@ -14,8 +14,8 @@ from fsspec.callbacks import Callback
 from fsspec_csx.errors import CheckpointPathError, ChecksumError
 from fsspec_csx.formats.folder_layout import OwnFiles
 from fsspec_csx.formats.registry import layouts, manifests
+from fsspec_csx.manage import contents
 from fsspec_csx.manage import delete as manage_delete
-from fsspec_csx.manage import naming
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.file_copy import copy_file, same_content
 from fsspec_csx.manage.location import Location, already_exists, with_name
@@ -36,7 +36,7 @@ class CheckpointFolder:
         self.root = root
         below = {name: file for name, file in root.files().items() if not _is_temporary(name)}
         # The layout of a format whose manifest lists the files, and the manifest's state before they are looked up.
-        self.layout = naming.listing_layout(below)
+        self.layout = contents.listing_layout(below)
         self.listing = self.layout.manifest if self.layout else None
         self.state = Location.below(root, self.listing).state() if self.listing else {}
         own = self.layout.own_files(root, below, strict=True).names if self.layout else [*below]
@@ -62,7 +62,7 @@ class CheckpointFolder:
         text = os.fspath(target)
         if not text.endswith("/") and os.path.isdir(text):
             staging = self.staging(Directory(target, options))
-            if naming.is_sharded(os.listdir(text)) or os.path.isdir(staging):
+            if contents.is_checkpoint_folder(os.listdir(text)) or os.path.isdir(staging):
                 return target
         return with_name(target, name)
 
@@ -116,7 +116,7 @@ class FolderCopy:
         """
         self._check_places()
         self._held = _held(self._target)
-        former = naming.listing_layout(self._held)
+        former = contents.listing_layout(self._held)
         self._own = former.own_files(self._target, self._held) if former else OwnFiles([], [])
         self._check_held()
         if self._own.note:
@@ -152,7 +152,7 @@ class FolderCopy:
         target, names = self._target, {*self._source.names}
         common = names.intersection(self._held)
         if not self._overwrite:
-            is_taken = _manifests(self._held) or _rivals(self._held, names) or naming.has_lost_manifest(target)
+            is_taken = _manifests(self._held) or _rivals(self._held, names) or contents.has_lost_manifest(target)
             if is_taken and not self._is_resumed():
                 raise already_exists(target.text)
             if self._local and common:
@@ -271,7 +271,7 @@ def _check_readable(folder: str) -> None:
         raise error
 
     for path, folders, names in os.walk(folder, onerror=fail):
-        for name in filter(naming.is_shard_folder, folders):
+        for name in filter(contents.is_shard_folder, folders):
             if os.path.islink(link := os.path.join(path, name)):
                 msg = f"{link} is a link to a folder. Replace it by the folder, so that its shards are copied."
                 raise OSError(msg)
@@ -285,7 +285,7 @@ def _check_readable(folder: str) -> None:
 def _is_own_shard(name: str) -> bool:
     """Return whether a file below a checkpoint is its shard, and not one of a checkpoint in a folder below."""
     folder, _, last = name.rpartition("/")
-    return naming.is_shard(last) and (not folder or naming.is_shard_folder(folder))
+    return contents.is_shard(last) and (not folder or contents.is_shard_folder(folder))
 
 
 def _manifests(names: Iterable[str]) -> list[str]:
