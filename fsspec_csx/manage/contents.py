@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable
 
 from fsspec_csx.formats.folder_layout import FolderLayout
 from fsspec_csx.formats.registry import SUFFIXES, layouts, manifests
-from fsspec_csx.manage.directory import Directory, File, map_parallel
+from fsspec_csx.manage.directory import Directory, File
+from fsspec_csx.storage.threads import map_parallel
 
 
 def is_checkpoint(name: str) -> bool:

@@ -12,10 +12,11 @@ from fsspec_csx.errors import CheckpointPathError, DeleteError
 from fsspec_csx.formats.folder_layout import FolderLayout, OwnFiles
 from fsspec_csx.formats.registry import manifests
 from fsspec_csx.manage import contents, s3
-from fsspec_csx.manage.directory import Directory, explain_missing, map_parallel, missing, strip_slashes
+from fsspec_csx.manage.directory import Directory, explain_missing, missing, strip_slashes
 from fsspec_csx.manage.list import ListedCheckpoint
 from fsspec_csx.manage.location import refuse_index
 from fsspec_csx.storage.paths import checkpoint_path, redacted
+from fsspec_csx.storage.threads import map_parallel
 
 
 @dataclass(frozen=True)

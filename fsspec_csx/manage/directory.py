@@ -5,23 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, TypeVar
+from typing import Any
 
 from fsspec_csx.errors import CSXError
 from fsspec_csx.storage.files import resolve_path, unwrap_filesystem
 from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.paths import checkpoint_path, is_local, redacted
 
-_THREADS = 16
 # The keys of the modification time in the filesystems' reports.
 _TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "created")
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -153,14 +148,6 @@ def strip_slashes(path: str | os.PathLike[str]) -> str:
     text = os.fspath(path)
     stripped = text.rstrip("/")
     return text if not stripped or stripped.endswith(":") else stripped
-
-
-def map_parallel(fs: Any, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-    """Call a function for each item, in threads if the filesystem allows it (None is the local one)."""
-    if not getattr(fs, "async_impl", False):
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(_THREADS) as threads:
-        return list(threads.map(function, items))
 
 
 @contextlib.contextmanager

@@ -21,7 +21,8 @@ from fsspec_csx.manage.file_copy import copy_file, same_content
 from fsspec_csx.manage.location import Location, already_exists, with_name
 from fsspec_csx.storage.atomic import is_temporary, publish, temporary_path
 from fsspec_csx.storage.owned_files import digest
-from fsspec_csx.storage.progress import ProgressMeter, run_in_threads
+from fsspec_csx.storage.progress import ProgressMeter
+from fsspec_csx.storage.threads import run_in_threads
 
 logger = logging.getLogger("fsspec_csx")
 

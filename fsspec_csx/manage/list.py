@@ -13,10 +13,11 @@ from typing import Any
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError
 from fsspec_csx.formats.registry import layouts, manifests
 from fsspec_csx.manage import contents, naming, s3
-from fsspec_csx.manage.directory import Directory, File, map_parallel
+from fsspec_csx.manage.directory import Directory, File
 from fsspec_csx.manage.location import pattern_matches
 from fsspec_csx.storage.atomic import is_temporary
 from fsspec_csx.storage.paths import redacted
+from fsspec_csx.storage.threads import map_parallel
 
 # Trainings do not save such files at each step. Hugging Face writes those of the second set beside its checkpoints.
 _APART = re.compile(r"(?:^|[^A-Za-z])(?:best|last|latest|final)(?:[^A-Za-z]|$)", re.IGNORECASE)

@@ -13,8 +13,9 @@ from datetime import datetime
 from typing import Any
 
 from fsspec_csx.errors import CredentialsError, EndpointError, ObjectNotFoundError
-from fsspec_csx.manage.directory import File, map_parallel
+from fsspec_csx.manage.directory import File
 from fsspec_csx.s3.directory_buckets import is_directory_bucket
+from fsspec_csx.storage.threads import map_parallel
 
 BATCH = 1000
 """The maximum of objects that one request deletes."""

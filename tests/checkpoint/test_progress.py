@@ -25,7 +25,8 @@ from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.folder import ShardedFolder
 from fsspec_csx.formats.torch_zip.format import TorchWriter
 from fsspec_csx.manage.convert import convert
-from fsspec_csx.storage.progress import AdvanceCallback, ProgressMeter, report_progress, run_in_threads
+from fsspec_csx.storage.progress import AdvanceCallback, ProgressMeter, report_progress
+from fsspec_csx.storage.threads import run_in_threads
 
 
 class Noting(Callback):  # type: ignore[misc]

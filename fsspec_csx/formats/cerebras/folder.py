@@ -17,7 +17,7 @@ from fsspec_csx.formats.cerebras.metadata import LARGEST, NAME, damaged, decoded
 from fsspec_csx.formats.cerebras.source import CerebrasSource, LeafSpan
 from fsspec_csx.storage.files import file_size, file_state, open_file
 from fsspec_csx.storage.folder import Folder
-from fsspec_csx.storage.progress import run_in_threads
+from fsspec_csx.storage.threads import run_in_threads
 from fsspec_csx.tensors.names import quoted
 from fsspec_csx.tensors.source import BareSource
 

@@ -21,7 +21,7 @@ from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
 from fsspec_csx.storage.files import file_size
-from fsspec_csx.storage.progress import run_in_threads
+from fsspec_csx.storage.threads import run_in_threads
 from fsspec_csx.tensors import fill, memory
 from fsspec_csx.tensors.fill import RecordPart
 from fsspec_csx.tensors.lazy_object import Record

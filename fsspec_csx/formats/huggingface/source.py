@@ -12,7 +12,7 @@ from fsspec_csx.formats.safetensors import reader
 from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.storage.files import file_size
 from fsspec_csx.storage.folder import Folder
-from fsspec_csx.storage.progress import run_in_threads
+from fsspec_csx.storage.threads import run_in_threads
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.names import Choice, shown
 from fsspec_csx.tensors.source import Source, Spans

@@ -22,8 +22,8 @@ from fsspec_csx.formats.huggingface.layout import (
 from fsspec_csx.formats.safetensors import writer
 from fsspec_csx.formats.writer import CheckpointWriter, Target
 from fsspec_csx.storage.folder import Folder, logger
-from fsspec_csx.storage.progress import run_in_threads
 from fsspec_csx.storage.sizes import bytes_of
+from fsspec_csx.storage.threads import run_in_threads
 from fsspec_csx.tensors.snapshot import copies_of
 
 SHARD_SIZE = "5GB"
