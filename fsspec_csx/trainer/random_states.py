@@ -30,8 +30,7 @@ def capture() -> dict[str, Any]:
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state_all()
     if numpy := sys.modules.get("numpy"):
-        kind, keys, position, has_gauss, cached = numpy.random.get_state()
-        states["numpy"] = [kind, torch.from_numpy(keys.astype("int64")), position, has_gauss, cached]
+        states["numpy"] = state_of(numpy.random)
     return states
 
 
@@ -45,11 +44,7 @@ def restore(states: dict[str, Any]) -> None:
     if "cuda" in states and torch.cuda.device_count() == len(states["cuda"]):
         torch.cuda.set_rng_state_all(states["cuda"])
     if "numpy" in states and (numpy := sys.modules.get("numpy")):
-        kind, keys, position, has_gauss, cached = states["numpy"]
-        # numpy does not check these values, and would read beyond its state.
-        _check(type(position) is int and 0 <= position <= _WORDS and has_gauss in (0, 1) and type(cached) is float)
-        _check(keys.dtype == torch.int64 and len(keys) == _WORDS and keys.min() >= 0 and keys.max() < 2**32)
-        numpy.random.set_state((kind, keys.numpy().astype("uint32"), position, has_gauss, cached))
+        set_state(numpy.random, states["numpy"])
 
 
 class IsolatedRandomStates:
@@ -92,20 +87,20 @@ def _set(states: _States) -> None:
         sys.modules["numpy"].random.set_state(numbers)
 
 
-def _check(holds: bool | torch.Tensor) -> None:
+def _check(holds: bool) -> None:
     if not holds:
         msg = "a random generator has no such state"
         raise ValueError(msg)
 
 
 def state_of(generator: Any) -> Any:
-    """Return the state of a generator of Python (or the module ``random``), torch or numpy; types as in ``capture``."""
+    """Return the state of a generator, or of the module ``random`` or ``numpy.random``; for types see ``capture``."""
     if isinstance(generator, torch.Generator):
         return generator.get_state()
     if hasattr(generator, "getstate"):
         version, state, gauss = generator.getstate()
         return [version, torch.tensor(state, dtype=torch.int64), gauss]
-    state = generator.bit_generator.state if hasattr(generator, "bit_generator") else generator.get_state(legacy=False)
+    state = generator.get_state(legacy=False) if hasattr(generator, "get_state") else generator.bit_generator.state
     return json.dumps(state, default=lambda array: array.tolist())  # its integers may exceed 64 bits
 
 
@@ -121,7 +116,7 @@ def set_state(generator: Any, state: Any) -> None:
         decoded = json.loads(state)
         # numpy does not check these values, and would read other memory.
         _check(0 <= decoded["state"].get("pos", 0) <= _WORDS and 0 <= decoded.get("buffer_pos", 0) <= _BUFFER)
-        if hasattr(generator, "bit_generator"):
-            generator.bit_generator.state = decoded
-        else:
+        if hasattr(generator, "set_state"):
             generator.set_state(decoded)
+        else:
+            generator.bit_generator.state = decoded
