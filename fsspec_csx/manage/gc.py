@@ -57,7 +57,9 @@ def clear(found: Iterable[Leftover]) -> dict[str, Exception]:
     for each in found:
         if isinstance(each.contents, s3.UnfinishedUpload):
             try:
-                s3.abort(each.fs, each.contents)
+                each.fs.abort_mpu(each.contents.bucket, each.contents.key, each.contents.id)
+            except FileNotFoundError:
+                pass  # it has ended
             except Exception as error:
                 failed[each.path] = error
             continue

@@ -6,7 +6,6 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListMultipartUploads.html
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -106,12 +105,6 @@ def unfinished_uploads(fs: Any, path: str) -> list[UnfinishedUpload]:
     ]
     found = map_parallel(fs, lambda each: _upload(fs, bucket, each), listed)
     return sorted((each for each in found if each), key=lambda each: (each.key, each.modified))
-
-
-def abort(fs: Any, upload: UnfinishedUpload) -> None:
-    """Abort an upload, if it has not ended already."""
-    with contextlib.suppress(FileNotFoundError):
-        fs.abort_mpu(upload.bucket, upload.key, upload.id)
 
 
 def _listed(fs: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:

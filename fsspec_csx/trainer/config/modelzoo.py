@@ -12,7 +12,6 @@ class is used with its defaults, unless only torch's accepts the arguments. The 
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,7 +22,7 @@ from fsspec_csx.errors import ConfigError
 from fsspec_csx.trainer import optimizers, schedulers
 from fsspec_csx.trainer.config.arguments import check, fields_of
 from fsspec_csx.trainer.config.blueprint import Blueprint, blueprint, hints_of, named, parameters_of, resolve
-from fsspec_csx.trainer.config.import_path import is_import_path, suggestion
+from fsspec_csx.trainer.config.import_path import import_name, is_import_path, suggestion
 from fsspec_csx.trainer.param_groups import param_groups
 
 _REGISTRY = "cerebras.modelzoo.registry"
@@ -85,13 +84,10 @@ def _configured(function: Callable[..., Any], arguments: dict[str, Any], path: s
 
 def _registered(name: str, path: str, paths_of: Callable[[Any], dict[str, str]]) -> str:
     try:
-        registry = importlib.import_module(_REGISTRY).registry
-    except Exception as error:  # the code of its modules may raise anything
-        if isinstance(error, ModuleNotFoundError) and f"{_REGISTRY}.".startswith(f"{error.name}."):
-            reason = f"{path}: {name!r} is no import path, and the ModelZoo, which may have it, is not installed."
-            raise ConfigError(reason, f"{_IMPORT_PATH}, or install the package cerebras.modelzoo.") from error
-        reason = f"{path}: {_REGISTRY} cannot be imported: {type(error).__name__}: {error}."
-        raise ConfigError(reason, f"{_IMPORT_PATH}, or correct that package.") from error
+        registry = import_name(f"{_REGISTRY}.registry")
+    except ConfigError as error:
+        reason = f"{path}: {name!r} is no import path, and the ModelZoo's registry cannot be used: {error.reason}"
+        raise ConfigError(reason, f"{_IMPORT_PATH}, or install the package cerebras.modelzoo.") from error
     known: dict[str, str] = {}
     for each in registry.get_model_names():
         known |= paths_of(registry.get_model(each))

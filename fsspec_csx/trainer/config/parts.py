@@ -32,7 +32,6 @@ class Part:
     default: Callable[..., Any] | None = None  # the class if none is named
     several: bool | None = False  # whether it is a list; None for either
     reader: Callable[[Any, str], Blueprint] | None = None  # reads the blueprint in place of ``named``
-    finish: Callable[[Any], Any] | None = None  # converts the instance of the class to the object
 
 
 INIT = {
@@ -51,7 +50,7 @@ _ABSENT = {
     "EleutherEvalHarness": "it evaluates models of the ModelZoo by its own Trainer",
     "Lora": "it replaces layers of the ModelZoo",
 }
-LOADER = Part(Iterable, several=None, reader=modelzoo.data_processor, finish=modelzoo.as_loader)
+LOADER = Part(Iterable, several=None, reader=modelzoo.data_processor)
 LOADERS = {
     "fit": {"train_dataloader": replace(LOADER, several=False), "val_dataloader": LOADER},
     "validate": {"val_dataloader": LOADER},
@@ -92,9 +91,7 @@ def make(plan: Blueprint | list[Blueprint], part: Part, **given: Any) -> Any:
     """Create the object of a part; raise a ConfigError if it has another class, or its class refuses the arguments."""
     if isinstance(plan, list):
         return [make(each, part, **given) for each in plan]
-    made = plan.make(**given)
-    if part.finish is not None:
-        made = part.finish(made)
+    made = modelzoo.as_loader(plan.make(**given))
     if not isinstance(made, part.kind):
         kinds = part.kind if isinstance(part.kind, tuple) else (part.kind,)
         wanted = " or ".join(each.__name__ for each in kinds)
