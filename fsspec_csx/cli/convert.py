@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 
-from fsspec_csx.cli.format import emit, in_bytes, pluralize, print_status
+from fsspec_csx.cli.output import emit, in_bytes, pluralize, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, expand_paths, progress_of
 from fsspec_csx.errors import few
 from fsspec_csx.manage.convert import DTYPES, FORMATS, ConvertResult, convert

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from fsspec_csx.cli.format import emit, print_status
+from fsspec_csx.cli.output import emit, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, progress_of, s3_options
 from fsspec_csx.manage.copy import CheckpointTransfer, CopyResult
 from fsspec_csx.manage.directory import strip_slashes

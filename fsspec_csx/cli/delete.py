@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 from fsspec_csx.cli import deletion
-from fsspec_csx.cli.format import emit_lines, in_bytes, pluralize, print_status
+from fsspec_csx.cli.output import emit_lines, in_bytes, pluralize, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, expand_paths
 from fsspec_csx.manage.delete import DeleteTarget, delete, targets
 

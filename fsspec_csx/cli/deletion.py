@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from fsspec_csx.cli.errors import as_data
-from fsspec_csx.cli.format import emit, in_bytes, pluralize, print_status, printable
+from fsspec_csx.cli.output import emit, in_bytes, pluralize, print_status, printable
 from fsspec_csx.errors import CSXError, DeleteError
 
 

@@ -10,7 +10,7 @@ import argparse
 from functools import partial
 
 from fsspec_csx.cli.errors import DIFFERENT, DONE
-from fsspec_csx.cli.format import display_name, emit, pluralize, print_status
+from fsspec_csx.cli.output import display_name, emit, pluralize, print_status
 from fsspec_csx.cli.subcommand import Verbs, add_path, expand_one, number, progress_of
 from fsspec_csx.formats.checkpoint_info import Difference
 from fsspec_csx.manage.diff import ATOL, OPERATIONS, RTOL, compare

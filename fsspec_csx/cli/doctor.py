@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fsspec_csx.cli.errors import DONE, FAILED
-from fsspec_csx.cli.format import emit, emit_lines, in_bytes, table
+from fsspec_csx.cli.output import emit, emit_lines, in_bytes, table
 from fsspec_csx.cli.subcommand import Verbs, number
 from fsspec_csx.doctor.check import Check
 from fsspec_csx.doctor.run import checks, parse_url

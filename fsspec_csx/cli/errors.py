@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 
-from fsspec_csx.cli.format import printable
+from fsspec_csx.cli.output import printable
 from fsspec_csx.errors import CSXError
 from fsspec_csx.redaction import redact
 

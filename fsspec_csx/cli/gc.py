@@ -12,7 +12,7 @@ import re
 from datetime import datetime, timedelta, timezone
 
 from fsspec_csx.cli import deletion
-from fsspec_csx.cli.format import emit_lines, in_bytes, pluralize, table
+from fsspec_csx.cli.output import emit_lines, in_bytes, pluralize, table
 from fsspec_csx.cli.subcommand import Verbs, add_path, expand_roots
 from fsspec_csx.manage.gc import DAY, Leftover, clear, leftovers
 

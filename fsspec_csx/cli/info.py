@@ -11,7 +11,7 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
-from fsspec_csx.cli.format import display_name, emit, in_bytes, table
+from fsspec_csx.cli.output import display_name, emit, in_bytes, table
 from fsspec_csx.cli.subcommand import Verbs, add_path, expand_paths
 from fsspec_csx.formats.checkpoint_info import TensorInfo
 from fsspec_csx.manage.info import Description, describe

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from fsspec_csx.cli.format import emit, in_bytes, table
+from fsspec_csx.cli.output import emit, in_bytes, table
 from fsspec_csx.cli.subcommand import Verbs, add_path
 from fsspec_csx.manage.list import ListedCheckpoint, latest_of, list_matching
 

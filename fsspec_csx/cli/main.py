@@ -28,7 +28,7 @@ from fsspec_csx.cli.errors import (
     format_error,
     is_from_user_code,
 )
-from fsspec_csx.cli.format import OutputClosedError, emit, flush
+from fsspec_csx.cli.output import OutputClosedError, emit, flush
 from fsspec_csx.cli.subcommand import Verbs
 from fsspec_csx.redaction import redact, register_secrets
 from fsspec_csx.settings import backends

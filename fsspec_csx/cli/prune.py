@@ -12,8 +12,8 @@ import argparse
 from functools import partial
 
 from fsspec_csx.cli import deletion
-from fsspec_csx.cli.format import emit_lines, in_bytes, pluralize, print_status, table
 from fsspec_csx.cli.list import row
+from fsspec_csx.cli.output import emit_lines, in_bytes, pluralize, print_status, table
 from fsspec_csx.cli.subcommand import Verbs, add_path, expand_roots, number
 from fsspec_csx.manage.list import ListedCheckpoint
 from fsspec_csx.manage.prune import STEP, TIME, PruneResult, delete_planned, prune

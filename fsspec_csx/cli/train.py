@@ -8,7 +8,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from fsspec_csx.cli.format import emit, print_status, table
+from fsspec_csx.cli.output import emit, print_status, table
 from fsspec_csx.cli.subcommand import Verbs, add_path
 from fsspec_csx.errors import ConfigError
 

@@ -11,7 +11,7 @@ import argparse
 from typing import Any
 
 from fsspec_csx.cli.errors import DIFFERENT, DONE, as_data
-from fsspec_csx.cli.format import emit, in_bytes
+from fsspec_csx.cli.output import emit, in_bytes
 from fsspec_csx.cli.subcommand import Verbs, add_path, expand_paths, progress_of
 from fsspec_csx.manage.verify import VerifyResult, verify
 

@@ -112,7 +112,7 @@ def _check_kind(place: Location, *, folder: bool) -> None:
         msg = f"{place.display_path} is a file, but the checkpoint becomes a folder. Delete it, or choose another name."
         raise FileExistsError(msg)
     own = [layout.manifest for layout in registry.layouts() if layout.lists_files]
-    if not place.bulk or any(place.fs.exists(f"{place.path}/{name}") for name in own):
+    if not place.is_csx or any(place.fs.exists(f"{place.path}/{name}") for name in own):
         msg = f"{place.display_path} is a folder, but the checkpoint becomes a file. Delete it, or choose another name."
         raise IsADirectoryError(msg)
 

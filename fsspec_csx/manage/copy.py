@@ -156,7 +156,7 @@ def _check_target(source: Location, target: Location, overwrite: bool) -> None:
     if source.is_same_file(target):
         reason = f"{redacted(target.text)} is the source file."
         raise CheckpointPathError(reason, "Name another target.")
-    if overwrite and target.bulk:
+    if overwrite and target.is_csx:
         return  # on S3 an object may have a folder's name, and the check needs the right to list
     if not target.exists():
         return

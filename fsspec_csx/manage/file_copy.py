@@ -86,8 +86,8 @@ def _copy(source: Location, target: Location, advance: Callable[[int], object], 
 
 def _resumable(source: Location, target: Location) -> bool:
     """Return whether both sides are S3 or local, at least one is S3, and there is no cache between."""
-    sides = [place.bulk or place.fs is None for place in (source, target)]
-    return all(sides) and (source.bulk or target.bulk) and target.through[0] in (None, target.fs)
+    sides = [place.is_csx or place.fs is None for place in (source, target)]
+    return all(sides) and (source.is_csx or target.is_csx) and target.through[0] in (None, target.fs)
 
 
 def _copy_in_chunks(source: Location, target: Location, advance: Callable[[int], object], mode: str) -> None:

@@ -38,8 +38,8 @@ class CheckpointFolder:
         below = {name: file for name, file in root.files().items() if not _is_temporary(name)}
         # The layout of a format whose manifest lists the files, and the manifest's state before they are looked up.
         self.layout = contents.listing_layout(below)
-        self.listing = self.layout.manifest if self.layout else None
-        self.state = Location.below(root, self.listing).state() if self.listing else {}
+        self.manifest = self.layout.manifest if self.layout else None
+        self.state = Location.below(root, self.manifest).state() if self.manifest else {}
         own = self.layout.own_files(root, below, strict=True).names if self.layout else [*below]
         self.manifests = {*_manifests(own)}
         if not self.manifests:
@@ -86,7 +86,7 @@ class CheckpointFolder:
 
     def remove(self) -> None:
         """Delete the folder, in an order that never makes a part of it look complete."""
-        root, first = self.root, [name for name in self.manifests if name != self.listing]
+        root, first = self.root, [name for name in self.manifests if name != self.manifest]
         target = manage_delete.DeleteTarget(root.text, root, self.names, first, self.size, True, self.layout)
         for error in manage_delete.delete([target]).values():
             raise error
@@ -145,7 +145,7 @@ class FolderCopy:
             if {".", ".."} & set(name.split("/")) or "\0" in name:
                 reason = f"{source.name} has the file {name!r}, which would be outside the folder."
                 raise CheckpointPathError(reason, "Do not copy it, and ask its author.")
-        if self._source.has_user_metadata and one.bulk and not other.bulk:
+        if self._source.has_user_metadata and one.is_csx and not other.is_csx:
             reason = f"{target.name} cannot hold the user metadata of the objects of {source.name}."
             raise CheckpointPathError(reason, "Convert it to one file: cszoo checkpoint convert.")
 
@@ -230,7 +230,7 @@ class FolderCopy:
                     return
                 if not overwrite:
                     raise already_exists(goal.text)
-            replaced = overwrite or name == source.listing
+            replaced = overwrite or name == source.manifest
             copy_file(own, goal, advance, overwrite=replaced, verified=self._moving)
             if self._moving and source.has_user_metadata and not _has_same_user_metadata(own, goal):
                 reason = f"{goal.display_path} is a copy of {own.display_path}, but lacks its user metadata."
@@ -241,7 +241,7 @@ class FolderCopy:
             run_in_threads(copy_one, source.small, self._meter.advance, threads=threads, name="fsspec_csx-copy")
         together = {*source.small}
         for name in source.names:
-            if name == source.listing:  # another save would reuse the names of objects
+            if name == source.manifest:  # another save would reuse the names of objects
                 Location.below(source.root, name).check_state(source.state)
             if name not in together:
                 copy_one(name, self._meter.advance)

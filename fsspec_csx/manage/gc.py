@@ -141,7 +141,7 @@ def _leftover(kind: str, root: Directory, name: str, files: Sequence[File]) -> I
 
 def _journals(root: Directory) -> Iterator[Leftover]:
     """Yield the local journals of interrupted uploads to paths below the root."""
-    if not hasattr(root.fs, "take_file"):
+    if not s3.is_csx(root.fs):
         return
     root.fs.connect()
     top = f"{root.fs._endpoint} {root.path.rstrip('/')}"

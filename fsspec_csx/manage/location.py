@@ -15,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec_csx.errors import CheckpointPathError
 from fsspec_csx.manage import contents
 from fsspec_csx.manage.directory import Directory, explain_missing, strip_slashes
+from fsspec_csx.manage.s3 import is_csx
 from fsspec_csx.storage.atomic import is_temporary
 from fsspec_csx.storage.files import (
     file_state,
@@ -72,9 +73,9 @@ class Location:
         return self.fs.split_path(self.path)[2] if hasattr(self.fs, "split_path") else None
 
     @property
-    def bulk(self) -> bool:
-        """Whether the filesystem transfers whole files itself, and resumes interrupted transfers."""
-        return hasattr(self.fs, "take_file")
+    def is_csx(self) -> bool:
+        """Whether the filesystem is this package's, which resumes interrupted transfers of whole files."""
+        return is_csx(self.fs)
 
     def exists(self) -> bool:
         return path_exists(self.fs, self.path)
@@ -105,7 +106,7 @@ class Location:
 
     def stamp(self) -> ObjectMetadata | None:
         """Return the metadata of an object on S3; None on other filesystems."""
-        if not self.bulk:
+        if not self.is_csx:
             return None
         stamp: ObjectMetadata = self.fs.object_metadata(self.path)
         return stamp
@@ -132,7 +133,7 @@ class Location:
             with contextlib.suppress(FileNotFoundError):
                 return os.path.samefile(self.path, other.path)
             return os.path.realpath(self.path) == os.path.realpath(other.path)
-        if self.bulk and other.bulk:
+        if self.is_csx and other.is_csx:
             return bool(self._address() == other._address())
         return bool(self.fs == other.fs and self.path.rstrip("/") == other.path.rstrip("/"))
 

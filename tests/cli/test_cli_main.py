@@ -19,8 +19,8 @@ import pytest
 from commands import FAILED, USAGE
 
 from fsspec_csx.cli.errors import format_error
-from fsspec_csx.cli.format import emit, in_bytes, table
 from fsspec_csx.cli.main import INTERRUPTED, TERMINATED, main, parser
+from fsspec_csx.cli.output import emit, in_bytes, table
 from fsspec_csx.errors import NoCredentialsError
 from fsspec_csx.settings import backends
 
