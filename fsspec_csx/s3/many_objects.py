@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import mimetypes
 import os
@@ -24,8 +23,8 @@ from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody, file_b
 
 Options: TypeAlias = Mapping[str, Any]
 
-# Whether a source is small, its content type, and a function that makes its body.
-_Source: TypeAlias = tuple[bool, str | None, Callable[[], RequestBody | None]]
+# Whether a source is small, and a function that makes its body.
+_Source: TypeAlias = tuple[bool, Callable[[], RequestBody | None]]
 
 
 def is_not_overridden(fs: Any, name: str, function: Callable[..., Any]) -> bool:
@@ -106,7 +105,7 @@ async def pipe_files(
     def source(number: int, limit: int) -> _Source:
         value = contents[names[number]]
         memory = single_bytes(value.encode() if isinstance(value, str) else value)
-        return len(memory) <= limit, None, lambda: MemoryBody([memory])
+        return len(memory) <= limit, lambda: MemoryBody([memory])
 
     async def pipe(request: ObjectPut) -> None:
         answers[names[request.number]] = await alone(names[request.number])
@@ -115,13 +114,13 @@ async def pipe_files(
         answers[names[request.number]] = request.answer
 
     ours = is_not_overridden(fs, "_pipe_file", upload.pipe_file)
-    await _write(fs, names, source if ours else None, options, pipe, finished, most)
+    await _write(fs, names, source if ours else None, lambda _: None, options, pipe, finished, most)
     return list(answers.values())
 
 
 async def put_files(
     fs: Any,
-    pairs: Sequence[tuple[str, str]],
+    files: Sequence[tuple[str, str, os.stat_result | None]],
     alone: Callable[[int], Awaitable[Any]],
     callback: Callback,
     options: Options,
@@ -130,7 +129,7 @@ async def put_files(
     """Upload many local files; see ``put_file``.
 
     Args:
-        pairs: of files and objects.
+        files: the path of each, the object to write, and the status of the file; None if it has none.
         alone: uploads one by its number.
         callback: counts the files.
         options: of the call.
@@ -138,11 +137,10 @@ async def put_files(
     """
 
     def source(number: int, limit: int) -> _Source:
-        path, small = pairs[number][0], False
-        with contextlib.suppress(OSError, ValueError):  # uploading the file raises the error
-            status = os.stat(path)
-            small = stat.S_ISREG(status.st_mode) and status.st_size <= limit
-        return small, mimetypes.guess_type(path)[0], lambda: file_body(path, limit)
+        path, _, status = files[number]
+        if status is None or not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+            return False, lambda: None
+        return True, functools.partial(file_body, path, status.st_size)
 
     async def put(request: ObjectPut) -> None:
         try:
@@ -151,10 +149,11 @@ async def put_files(
             callback.relative_update(1)
 
     def finished(request: ObjectPut) -> None:
-        _count(callback, pairs[request.number], request.length, **options)
+        _count(callback, files[request.number][:2], request.length, **options)
 
     ours = is_not_overridden(fs, "_put_file", upload.put_file)
-    await _write(fs, [target for _, target in pairs], source if ours else None, options, put, finished, most)
+    kind = lambda number: mimetypes.guess_type(files[number][0])[0]  # noqa: E731
+    await _write(fs, [each[1] for each in files], source if ours else None, kind, options, put, finished, most)
 
 
 def _count(callback: Callback, pair: tuple[str, str], length: int, **options: Any) -> None:
@@ -166,18 +165,26 @@ def _count(callback: Callback, pair: tuple[str, str], length: int, **options: An
 
 
 async def _write(
-    fs: Any, paths: Sequence[str], source: Callable[[int, int], _Source] | None, options: Options, *how: Any
+    fs: Any,
+    paths: Sequence[str],
+    source: Callable[[int, int], _Source] | None,
+    kind: Callable[[int], str | None],
+    options: Options,
+    *how: Any,
 ) -> None:
     extra, limit = {**fs.s3_additional_kwargs, **options}, part_size_for(0, options.get("chunksize"))
     usual = options.get("mode", "overwrite") == "overwrite" and not options.get("resumable") and not fs._intrans
     # Repeating a conditional request could fail because of the object that its first attempt created.
     usual = usual and not any(name.startswith(("If", "Checksum")) for name in extra)
 
+    def content_type(number: int) -> str | None:
+        found = None if "ContentType" in options else kind(number)
+        return found or extra.get("ContentType")
+
     def request(number: int) -> ObjectPut:
         bucket, key, _ = fs.split_path(paths[number])
-        small, kind, body = source(number, limit) if usual and source else (False, None, lambda: None)
-        named = {**fs.s3_additional_kwargs, **({"ContentType": kind} if kind else {}), **options}
-        return ObjectPut(bucket if small and key else None, key, named.get("ContentType"), body, number)
+        small, body = source(number, limit) if usual and source else (False, lambda: None)
+        return ObjectPut(bucket if small and key else None, key, functools.partial(content_type, number), body, number)
 
     try:
         await run_requests(fs, [request(number) for number in range(len(paths))], *how)

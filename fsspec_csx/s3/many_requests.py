@@ -43,7 +43,7 @@ class ObjectPut(QueuedWrite):
         self,
         bucket: str | None,
         key: str,
-        content_type: str | None,
+        content_type: Callable[[], str | None],
         open_body: Callable[[], RequestBody | None],
         number: int,
     ) -> None:

@@ -9,6 +9,7 @@ targets are checked before anything is written.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
@@ -213,14 +214,15 @@ async def put(
     for pair in pairs:
         check_writable(fs, pair.target)
     check_distinct(pairs)
-    files = [each for each in pairs if not os.path.isdir(each.source)]
+    statuses = [_status(each.source) for each in pairs]
+    with_status = zip(pairs, statuses, strict=True)
+    files = [(pair.source, pair.target, status) for pair, status in with_status if not _is_folder(status)]
     if pairs and not files:
         await fs._makedirs(pairs[0].target, exist_ok=True)
     callback.set_size(len(files))
     put_file = callback.branch_coro(fs._put_file)
-    sent = [(each.source, each.target) for each in files]
-    alone = lambda number: put_file(*sent[number], **kwargs)  # noqa: E731
-    await put_files(fs, sent, alone, callback, kwargs, batch_size or fs.batch_size)
+    alone = lambda number: put_file(*files[number][:2], **kwargs)  # noqa: E731
+    await put_files(fs, files, alone, callback, kwargs, batch_size or fs.batch_size)
 
 
 async def pipe(fs: Any, path: Any, value: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
@@ -252,6 +254,16 @@ def _expand_local(path: str | os.PathLike[str], recursive: bool, maxdepth: int |
         return Expansion(root, [_local_entry(each) for each in names], True)
     below = local.find(root, maxdepth=maxdepth, withdirs=True) if recursive else []
     return Expansion(root, [_local_entry(each) for each in sorted({root, *below})])
+
+
+def _status(path: str) -> os.stat_result | None:
+    with suppress(OSError, ValueError):  # uploading the file raises the error
+        return os.stat(path)
+    return None
+
+
+def _is_folder(status: os.stat_result | None) -> bool:
+    return status is not None and stat.S_ISDIR(status.st_mode)
 
 
 def _local_entry(path: str) -> dict[str, Any]:

@@ -153,6 +153,7 @@ def asked(servers: Sequence[str], cases: Sequence[str], peers: Sequence[str]) ->
     found = []
     for existing, able, operations, cost in kinds:
         chosen = tuple(case for case in existing if not cases or case.name in cases)
-        named = tuple(name for name in PEERS if name in peers and PEERS[name].kind == PEERS[able[0]].kind)
+        forms = {PEERS[name].kind for name in able}
+        named = tuple(name for name in PEERS if name in peers and PEERS[name].kind in forms)
         found.append(Section("asked", tuple(servers), chosen, named if peers else able, cost, operations))
     return tuple(each for each in found if each.peers and each.cases)

@@ -15,6 +15,7 @@ import compare
 import goals
 import pytest
 import rounds
+import sections
 from cases import Case, difference
 from measure import Launcher, Result, Task, run
 from peers import PEERS, Peer
@@ -136,6 +137,12 @@ def test_failure_is_shown_and_is_the_exit_status(
     assert ("it broke" in printed) == bool(error)
     assert compare.main(["--from", str(found)]) == status
     assert capsys.readouterr().out == printed
+
+
+def test_each_named_peer_is_measured() -> None:
+    """``--only`` keeps peers of every form of checkpoint, in one section for each kind of operation."""
+    found = {name for section in sections.asked(["local"], [], list(PEERS)) for name in section.peers}
+    assert found == set(PEERS)
 
 
 def test_missing_server_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

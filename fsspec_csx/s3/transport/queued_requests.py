@@ -121,7 +121,7 @@ class QueuedWrite(_QueuedUpload):
 
     Args:
         key: of the object.
-        content_type: of the object, or None.
+        content_type: returns that of the object, or None; called in a thread.
         open_body: makes the body, in a thread; returns None if botocore has to send the object.
 
     Attributes:
@@ -130,7 +130,9 @@ class QueuedWrite(_QueuedUpload):
 
     kind: type[Template] = PutTemplate
 
-    def __init__(self, key: str, content_type: str | None, open_body: Callable[[], RequestBody | None]) -> None:
+    def __init__(
+        self, key: str, content_type: Callable[[], str | None], open_body: Callable[[], RequestBody | None]
+    ) -> None:
         self.key, self._type, self._open_body = key, content_type, open_body
         self.length = 0
         self._given_up = False
@@ -157,7 +159,7 @@ class QueuedWrite(_QueuedUpload):
         body.prepare()
 
     def _request(self, template: PutTemplate, body: RequestBody) -> SignedRequest:
-        return template.request(self.key, self._type, body)
+        return template.request(self.key, self._type(), body)
 
     def _is_counted(self, head: ResponseHead) -> bool:
         return head.status_code >= 500  # after other errors, botocore may send it without a checksum

@@ -210,18 +210,13 @@ class FileSliceBody(RequestBody):
             start += len(data)
 
 
-def file_body(path: str, most: int) -> RequestBody | None:
-    """Return a body of a local file in its present state; called in a thread.
-
-    Returns None if the file has more than ``most`` bytes, changes, or has no known size, as files of the kernel.
-    """
+def file_body(path: str, size: int) -> RequestBody | None:
+    """Return a body of a local file; None unless it still has ``size`` bytes. Called in a thread."""
     descriptor = os.open(path, os.O_RDONLY)  # half as many system calls as with a file object
     try:
-        size = os.fstat(descriptor).st_size
-        if size > most:
-            return None
         if size > _READ:
-            return FileSliceBody(LocalFile(descriptor, path), 0, size)
+            same = os.fstat(descriptor).st_size == size
+            return FileSliceBody(LocalFile(descriptor, path), 0, size) if same else None
         data = os.read(descriptor, size + 1)
     finally:
         os.close(descriptor)
