@@ -32,7 +32,7 @@ def register_handlers(
     https://docs.aws.amazon.com/boto3/latest/guide/events.html
     """
     no_redirects.check_guarded(client)
-    bulk = BulkHandlers(transfer)
+    bulk = BulkHandlers(client, transfer)
     compat.replace_parsers(client, response_validation.Parsers)
     first, last = client.meta.events.register_first, client.meta.events.register_last
     for operation in _TRANSFERS:

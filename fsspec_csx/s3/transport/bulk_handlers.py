@@ -7,6 +7,7 @@ https://docs.aws.amazon.com/boto3/latest/guide/events.html
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import Any
 
@@ -20,13 +21,14 @@ from fsspec_csx.s3.transport.transfer import Transfer
 class BulkHandlers:
     """The handlers for the requests of one client."""
 
-    def __init__(self, transfer: Transfer) -> None:
+    def __init__(self, client: Any, transfer: Transfer) -> None:
         self._transfer = transfer
+        self._body_config = _body_config(client.meta.config)
 
     def before_building(self, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
         """Turn off hashing of a request body; a handler of ``before-parameter-build``."""
         if isinstance(params.get("Body"), RequestBody):
-            context["client_config"] = self._transfer.signer.body_config
+            context["client_config"] = self._body_config
 
     @staticmethod
     def before_signing(request: Any, **_: Any) -> None:
@@ -60,3 +62,18 @@ class BulkHandlers:
             context.sent(request, transfer)
         body = request.body if isinstance(request.body, RequestBody) else context.wanted
         return None if body is None else await transfer.exchanged(request, body)
+
+
+def _body_config(config: Any) -> Any:
+    """Return the client's configuration without hashing of bodies, unless the user set that.
+
+    A checksum in a signed header protects bodies, and a SHA-256 takes longer than sending them. botocore also adds no
+    checksum of its own, which the server may have refused.
+    """
+    changed = copy.copy(config)
+    changed.request_checksum_calculation = "when_required"
+    options = dict(config.s3 or {})
+    if options.get("payload_signing_enabled") is None:
+        options["payload_signing_enabled"] = False
+    changed.s3 = options
+    return changed

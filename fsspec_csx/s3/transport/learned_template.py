@@ -1,14 +1,16 @@
-"""LearnedTemplate: a template of similar requests, learned from the first of them, which botocore makes."""
+"""Templates of similar requests, learned from the first of them, which botocore makes."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from botocore.awsrequest import AWSRequest
 
+from fsspec_csx.s3.transport import compat
 from fsspec_csx.s3.transport.request_context import using
 from fsspec_csx.s3.transport.request_template import Template
 
@@ -21,6 +23,45 @@ FAILURES = 5
 WORTHWHILE = 3
 
 R = TypeVar("R")
+K = TypeVar("K", bound=Template)
+
+
+class Signer:
+    """Makes templates of one client's requests, where a template is possible.
+
+    Args:
+        client: of aiobotocore.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = weakref.ref(client)  # weak, as handlers of the client refer to this
+        self._credentials = compat.credentials_of(client)
+
+    async def template(self, kind: type[K], request: Any, *named: Any) -> K | None:
+        """Return a template made from a request that was sent; None if only botocore can make such requests.
+
+        That is so without credentials, and with third-party event handlers, which could change each request.
+
+        Args:
+            kind: one of the classes of ``request_template``.
+            named: its further arguments.
+        """
+        client = self._client()
+        if self._credentials is None or client is None or not compat.has_own_handlers(client, kind.operation):
+            return None
+        try:
+            return kind(request, await self._credentials.get_frozen_credentials(), *named)
+        except (AttributeError, ValueError):
+            return None
+
+    async def renew(self, template: Template) -> bool:
+        """Make a template sign with the client's present credentials; return whether there are any."""
+        try:
+            credentials = await self._credentials.get_frozen_credentials()
+        except Exception:  # botocore's next request raises the error
+            return False
+        template.use(credentials)
+        return credentials is not None
 
 
 class Learned(NamedTuple):

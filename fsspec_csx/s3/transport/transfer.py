@@ -14,14 +14,13 @@ from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.call_scope import Body, finish_despite_cancel, scope
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS, slots_for
 from fsspec_csx.s3.transport.exchange import Exchange
-from fsspec_csx.s3.transport.learned_template import WORTHWHILE, LearnedTemplate
+from fsspec_csx.s3.transport.learned_template import WORTHWHILE, LearnedTemplate, Signer
 from fsspec_csx.s3.transport.memory import BufferPool
 from fsspec_csx.s3.transport.queued_requests import QueuedRead
 from fsspec_csx.s3.transport.range_planning import size_for
 from fsspec_csx.s3.transport.request_body import RequestBody
 from fsspec_csx.s3.transport.request_context import using
 from fsspec_csx.s3.transport.request_queue import RequestQueue
-from fsspec_csx.s3.transport.signer import Signer
 from fsspec_csx.s3.transport.threads import Threads
 
 T = TypeVar("T")
