@@ -7,7 +7,7 @@ import contextlib
 import mimetypes
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 
@@ -31,6 +31,7 @@ from fsspec_csx.s3.transport.threads import to_thread
 from fsspec_csx.s3.upload_journal import SourceFingerprint, open_journal
 from fsspec_csx.s3.versions import check_writable
 
+Payload: TypeAlias = Callable[[int, int], Awaitable[RequestBody | CopiedSpan]]
 # The most bytes in memory of parts that are fetched, unless one part is larger.
 _IN_MEMORY = 128 * 2**20
 
@@ -145,7 +146,7 @@ async def send_object(
     fs: Any,
     path: str,
     size: int,
-    payload: Callable[[int, int], Awaitable[RequestBody | CopiedSpan]],
+    payload: Payload,
     part: int | None,
     mode: str,
     options: dict[str, Any],
@@ -183,11 +184,35 @@ async def send_object(
         assert isinstance(whole, RequestBody)
         answer = await put(call_when_ready, fs.transfer, whole, checked=checked, **match)
         advance(size)
-        fs.invalidate_cache(path)
-        return answer
+    else:
+        async with (
+            open_journal(origin, f"{fs._endpoint} {path}") as record,
+            MultipartUpload(call, fs.transfer, checked=checked, record=record) as upload,
+        ):
+            chosen = await upload.resume_or_create(chosen)
+            await _send_parts(fs, upload, size, chosen, payload, advance, elsewhere)
+            if ready is not None:
+                ready(upload.crc64nvme)
+            answer = await upload.complete(**match)
+    fs.invalidate_cache(path)
+    return answer
 
-    async def send_part(number: int, start: int) -> None:
-        end = min(start + chosen, size)
+
+async def _send_parts(
+    fs: Any,
+    upload: MultipartUpload,
+    size: int,
+    part: int,
+    payload: Payload,
+    advance: Callable[[int], object],
+    elsewhere: bool,
+) -> None:
+    """Send an object of ``size`` bytes in parts of ``part`` bytes, except those that the server has."""
+    most = max(1, _IN_MEMORY // part) if elsewhere else fs.max_concurrency
+    slots = asyncio.Semaphore(min(most, fs.max_concurrency))
+
+    async def send(number: int, start: int) -> None:
+        end = min(start + part, size)
         async with slots:
             kept = upload.kept.get(number)
             known = kept is not None and kept.length == end - start
@@ -199,20 +224,7 @@ async def send_object(
                 await upload.send(number, body)
         advance(end - start)
 
-    async with (
-        open_journal(origin, f"{fs._endpoint} {path}") as record,
-        MultipartUpload(call, fs.transfer, checked=checked, record=record) as upload,
-    ):
-        chosen = await upload.resume_or_create(chosen)
-        most = max(1, _IN_MEMORY // chosen) if elsewhere else fs.max_concurrency
-        slots = asyncio.Semaphore(min(most, fs.max_concurrency))
-        starts = enumerate(range(0, size, chosen), 1)
-        await upload.send_parts(send_part(number, start) for number, start in starts)
-        if ready is not None:
-            ready(upload.crc64nvme)
-        answer = await upload.complete(**match)
-    fs.invalidate_cache(path)
-    return answer
+    await upload.send_parts(send(number, start) for number, start in enumerate(range(0, size, part), 1))
 
 
 def object_call(fs: Any, bucket: str, key: str, options: dict[str, Any]) -> Call:
