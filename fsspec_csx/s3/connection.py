@@ -171,7 +171,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
 
     def request_size(self, size: int) -> int:
         """Return the bytes of each request for a read of ``size`` bytes."""
-        if self._s3 is None:  # in a forked process
+        if self._s3 is None:  # not connected yet, as in a forked process
             return size_for(size, min(self.max_concurrency, MIN_REQUESTS))
         return self.transfer.request_size(size)
 

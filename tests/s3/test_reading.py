@@ -460,7 +460,9 @@ def test_plans_cover_all() -> None:
         source = np.arange(300_000, dtype=np.uint32).view(np.uint8)[: 5000 + 200_000].tobytes()
         for each in coalesce(spans, part):
             assert 0 < each.length <= part
-            each.accept(source[each.start : each.end])
+            while len(memory := each.next_buffer(each.length)):
+                memory[:] = source[each.start + each.filled :][: len(memory)]
+                each.advance(len(memory))
         assert all(memory == source[position : position + len(memory)] for position, memory in spans)
 
 

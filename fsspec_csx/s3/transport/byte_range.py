@@ -235,20 +235,6 @@ class RangeRequest:
             piece.scatter()
             self._current += 1
 
-    def accept(self, data: bytes) -> None:
-        """Fill the whole range with bytes that were read elsewhere; OSError if they are too few or too many."""
-        if self._probing:
-            self.total = len(data)
-            data = data[: self.length]
-        if self._probing or self._clipped:
-            self.length = min(self.length, len(data))
-        if len(data) != self.length:
-            msg = f"{len(data)} bytes came where {self.length} were asked for."
-            raise OSError(msg)
-        while len(memory := self.next_buffer(self.length)):
-            memory[:] = data[self.filled : self.filled + len(memory)]
-            self.advance(len(memory))
-
     def checksums(self) -> list[tuple[int, int, int, int]]:
         """Return the number of the span, position, checksum and length of each buffer."""
         check = self._check
