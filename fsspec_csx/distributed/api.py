@@ -23,7 +23,7 @@ from fsspec_csx.distributed.storage_reader import StorageReader
 from fsspec_csx.distributed.storage_writer import StorageWriter
 from fsspec_csx.errors import LostProcessError
 from fsspec_csx.formats.dcp import manifest
-from fsspec_csx.formats.dcp.folder import MANIFEST
+from fsspec_csx.formats.dcp.layout import MANIFEST
 from fsspec_csx.formats.dcp.source import ShardedSource
 from fsspec_csx.group.processes import Processes, together, translate_lost_process
 from fsspec_csx.storage.paths import is_local, redacted

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from fsspec.callbacks import Callback, NoOpCallback
 from torch.distributed.checkpoint.metadata import Metadata
 
-from fsspec_csx.formats.dcp.folder import ShardedFolder
+from fsspec_csx.formats.dcp.layout import ShardedFolder
 from fsspec_csx.storage.files import resolve_path
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.storage.progress import ProgressMeter

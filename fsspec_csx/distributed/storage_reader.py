@@ -28,8 +28,8 @@ from fsspec_csx.distributed.paths import FolderStorage, Path
 from fsspec_csx.errors import MismatchError
 from fsspec_csx.formats import registry
 from fsspec_csx.formats.dcp import manifest
-from fsspec_csx.formats.dcp.folder import MANIFEST, ShardedFolder
 from fsspec_csx.formats.dcp.full_state_dict import ShardedStateDict
+from fsspec_csx.formats.dcp.layout import MANIFEST, ShardedFolder
 from fsspec_csx.formats.dcp.reader import TensorRead, load_bytes, read_bytes, read_tensors
 from fsspec_csx.formats.huggingface.source import HuggingFaceSource
 from fsspec_csx.group.filesystem import shared

@@ -25,7 +25,7 @@ from fsspec_csx.distributed.paths import FolderStorage, Path, shards_of
 from fsspec_csx.distributed.planner import Planner, check_item
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.dcp import manifest
-from fsspec_csx.formats.dcp.folder import MANIFEST, MOST_PREFIXES, ShardedFolder, shard_name
+from fsspec_csx.formats.dcp.layout import MANIFEST, MOST_PREFIXES, ShardedFolder, shard_name
 from fsspec_csx.formats.dcp.writer import Shard
 from fsspec_csx.storage.folder import logger
 from fsspec_csx.tensors import memory, torch_compat

@@ -18,8 +18,8 @@ from fsspec_csx.checkpoint import api as checkpoint_api
 from fsspec_csx.distributed.async_save import background_group
 from fsspec_csx.distributed.paths import folder_at
 from fsspec_csx.formats.dcp import manifest
-from fsspec_csx.formats.dcp.folder import MANIFEST
 from fsspec_csx.formats.dcp.full_state_dict import ManifestEntry, ShardedStateDict, replaced
+from fsspec_csx.formats.dcp.layout import MANIFEST
 from fsspec_csx.tensors import names
 from fsspec_csx.trainer import processes
 

@@ -22,7 +22,7 @@ from fsspec.callbacks import Callback, NoOpCallback
 from fsspec_csx import distributed
 from fsspec_csx.checkpoint.api import load, save
 from fsspec_csx.formats.dcp import manifest
-from fsspec_csx.formats.dcp.folder import ShardedFolder
+from fsspec_csx.formats.dcp.layout import ShardedFolder
 from fsspec_csx.formats.torch_zip.format import TorchWriter
 from fsspec_csx.manage.convert import convert
 from fsspec_csx.storage.progress import AdvanceCallback, ProgressMeter, report_progress

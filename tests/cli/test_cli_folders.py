@@ -28,7 +28,7 @@ from fsspec_csx import distributed
 from fsspec_csx.checkpoint.api import load, save
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.boxes import Box, boxes_of
-from fsspec_csx.formats.dcp.folder import ShardedFolder
+from fsspec_csx.formats.dcp.layout import ShardedFolder
 from fsspec_csx.manage.diff import compare
 from fsspec_csx.manage.info import describe
 from fsspec_csx.manage.verify import verify

@@ -38,8 +38,8 @@ from fsspec_csx.errors import (
 )
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.boxes import Box
-from fsspec_csx.formats.dcp.folder import ShardedFolder
 from fsspec_csx.formats.dcp.full_state_dict import ShardedStateDict
+from fsspec_csx.formats.dcp.layout import ShardedFolder
 from fsspec_csx.formats.dcp.reader import TensorRead, read_tensors
 from fsspec_csx.manage.convert import convert
 from fsspec_csx.s3.filesystem import CSXFileSystem

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from fsspec_csx import distributed, save
 from fsspec_csx.distributed.storage_reader import metadata_of
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats.dcp.folder import ShardedFolder
+from fsspec_csx.formats.dcp.layout import ShardedFolder
 from fsspec_csx.formats.dcp.reader import TensorRead, read_tensors
 
 WEIGHT = torch.arange(600, dtype=torch.bfloat16).reshape(20, 30)

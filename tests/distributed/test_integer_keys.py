@@ -15,7 +15,7 @@ import torch.distributed.checkpoint as dcp
 from fsspec_csx import distributed, load
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats.dcp import manifest
-from fsspec_csx.formats.dcp.folder import MANIFEST, ShardedFolder
+from fsspec_csx.formats.dcp.layout import MANIFEST, ShardedFolder
 from fsspec_csx.manage.convert import convert
 from fsspec_csx.testing.example_values import same
 

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 import fsspec_csx
 from fsspec_csx import distributed
-from fsspec_csx.formats.dcp.folder import MANIFEST, SHARD, is_prefix, shard_name
+from fsspec_csx.formats.dcp.layout import MANIFEST, SHARD, is_prefix, shard_name
 from fsspec_csx.manage import delete, gc, prune
 from fsspec_csx.manage.directory import Directory
 from fsspec_csx.manage.list import check_complete, checkpoints, latest_of

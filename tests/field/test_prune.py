@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from fsspec_csx import distributed, load, save
 from fsspec_csx.formats.dcp import manifest
-from fsspec_csx.formats.dcp.folder import ShardedFolder
+from fsspec_csx.formats.dcp.layout import ShardedFolder
 from fsspec_csx.manage.list import ListedCheckpoint, check_complete, checkpoints, latest_of
 from fsspec_csx.manage.naming import parse_name
 from fsspec_csx.manage.prune import plan, prune

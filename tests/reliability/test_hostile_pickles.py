@@ -16,7 +16,7 @@ from opcodes import GROWING, NUMBERS, ORDERED, SIZE, STATE, again, entry, named
 
 from fsspec_csx.checkpoint.api import load
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats.dcp.folder import MANIFEST
+from fsspec_csx.formats.dcp.layout import MANIFEST
 from fsspec_csx.formats.torch_zip.pickle_bounds import ScanError, scan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*TypedStorage is deprecated", "ignore:.*quant")

@@ -18,7 +18,7 @@ from fsspec_csx.formats import verify_report
 from fsspec_csx.formats.base import ON_CPU, Converted, ConvertOptions, Format, ReadOptions
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 from fsspec_csx.formats.dcp.boxes import Box
-from fsspec_csx.formats.dcp.folder import ShardedFolder
+from fsspec_csx.formats.dcp.layout import ShardedFolder
 from fsspec_csx.formats.dcp.manifest import ItemLocation, plain_of
 from fsspec_csx.formats.dcp.reader import opened
 from fsspec_csx.formats.dcp.slices import sliced

@@ -14,7 +14,7 @@ from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.boxes import Box
-from fsspec_csx.formats.dcp.folder import ShardedFolder
+from fsspec_csx.formats.dcp.layout import ShardedFolder
 from fsspec_csx.formats.dcp.manifest import ItemLocation
 from fsspec_csx.formats.dcp.reader import TensorRead, check_shards, load_bytes, read_bytes, read_tensors
 from fsspec_csx.formats.sniff import AGAIN

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats.dcp.folder import MANIFEST, ShardedFolder
+from fsspec_csx.formats.dcp.layout import MANIFEST, ShardedFolder
 from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, ExcessError, ScanError, scan
 from fsspec_csx.formats.torch_zip.structure_limits import DEPTH

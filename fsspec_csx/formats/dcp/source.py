@@ -13,8 +13,8 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.boxes import Box, boxes_of
-from fsspec_csx.formats.dcp.folder import MANIFEST, ShardedFolder
 from fsspec_csx.formats.dcp.full_state_dict import ManifestEntry, ShardedStateDict, entries_of, replaced
+from fsspec_csx.formats.dcp.layout import MANIFEST, ShardedFolder
 from fsspec_csx.formats.dcp.manifest import ItemLocation, plain_of
 from fsspec_csx.formats.dcp.reader import TensorRead, read_tensors
 from fsspec_csx.tensors.crc32 import RunningCrc32, crc32_of
