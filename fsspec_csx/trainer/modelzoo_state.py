@@ -17,7 +17,7 @@ import torch
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import reader
-from fsspec_csx.formats.cerebras.plan import Plan
+from fsspec_csx.formats.cerebras.writer import Plan
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.tensors.source import Source, memory_at
 from fsspec_csx.trainer import modelzoo_optimizers, schedulers, state_validation
