@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -125,14 +125,23 @@ def write(
         raise
 
 
-def write_alone(state_dict: dict[str, Any], writer: StorageWriter, planner: SavePlanner) -> Metadata:
-    """Save in this process alone. Some releases of torch cannot, and all change warning filters."""
+def write_alone(
+    state_dict: dict[str, Any],
+    writer: StorageWriter,
+    planner: SavePlanner,
+    commit: Callable[[], object] = lambda: None,
+) -> Metadata:
+    """Save in this process alone; ``commit`` is called before the manifest is written.
+
+    Some releases of torch cannot do this, and all change warning filters.
+    """
     state = {key: each.state_dict() if isinstance(each, Stateful) else each for key, each in state_dict.items()}
     planner.set_up_planner(state, writer.storage_meta(), is_coordinator=True)
     writer.set_up_storage_writer(True)
     plans, metadata = planner.create_global_plan([writer.prepare_local_plan(planner.create_local_plan())])
     (plan,) = writer.prepare_global_plan(plans)
     written = writer.write_data(planner.finish_plan(plan), planner)
+    commit()
     writer.finish(metadata, [written.wait()])
     return metadata
 

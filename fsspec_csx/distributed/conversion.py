@@ -14,7 +14,7 @@ from fsspec_csx.distributed.api import write_alone
 from fsspec_csx.distributed.planner import Planner
 from fsspec_csx.distributed.storage_writer import StorageWriter
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats import reader, registry
+from fsspec_csx.formats import reader
 from fsspec_csx.formats.base import Converted, ConvertOptions
 from fsspec_csx.formats.dcp.layout import ShardedFolder
 from fsspec_csx.formats.torch_zip import archive as torch_archive
@@ -36,17 +36,19 @@ def write_sharded(source: Source, options: ConvertOptions, target: Target, progr
         ValueError: if a sharded checkpoint cannot hold an entry, which the message names.
     """
     name = options.name
-    keys = source.select_keys(options.keys, name)
+    keys, format = reader.begin(source, options.keys, name)
     found = reader.structure(source, name)
     obj = found.obj if keys is None else names.select(found.obj, Choice(found.obj, keys, name))
     if not isinstance(obj, dict):
         reason = f"{name} holds a {type(obj).__name__}, not a state dict."
         raise InvalidCheckpointError(reason, "Only mappings can be sharded.")
-    registry.format_of(source).refuse_unread(obj, name)
+    format.refuse_unread(obj, name)
     placeholders.refuse(obj, name)
     writer = StorageWriter(ShardedFolder(target.fs, target.path, target.name), callback=progress)
     try:
-        metadata = write_alone(obj, writer, _StreamingPlanner(source, found, name))
+        metadata = write_alone(
+            obj, writer, _StreamingPlanner(source, found, name), commit=lambda: source.verify_whole(name)
+        )
     except BaseException:
         writer.discard()
         raise

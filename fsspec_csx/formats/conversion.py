@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from fsspec.callbacks import Callback
 
-from fsspec_csx.formats import reader, registry
+from fsspec_csx.formats import reader
 from fsspec_csx.formats.base import Converted, ConvertOptions
 from fsspec_csx.formats.io_wrappers import TrackingWriter
 from fsspec_csx.formats.safetensors import writer as safetensors_writer
@@ -38,10 +38,9 @@ class Conversion:
     """
 
     def __init__(self, source: Source, options: ConvertOptions) -> None:
-        keys = source.select_keys(options.keys, options.name)
+        keys, format = reader.begin(source, options.keys, options.name)
         found = reader.structure(source, options.name)
         obj = found.obj if keys is None else names.select(found.obj, Choice(found.obj, keys, options.name))
-        format = registry.format_of(source)
         format.refuse_unread(obj, options.name)
         self._recast = DtypeCast(found.records, options.dtype)
         self._metadata = format.safetensors_metadata(source)
@@ -84,6 +83,7 @@ class Conversion:
         meter = ProgressMeter(progress, file.nbytes, estimated=True)
         with atomic_write(target.fs, target.path, exclusive=self._options.exclusive) as opened:
             size = self.stream(file, opened, meter.advance)
+            self.verify_whole()
         meter.finish()
         return self.converted(size)
 
@@ -99,6 +99,10 @@ class Conversion:
         file.write(TrackingWriter(opened, counted))
         self._overflowed += file.stream.overflowed
         return count
+
+    def verify_whole(self) -> None:
+        """Check a source without checksums when all is written, see ``Source.verify_whole``."""
+        self._source.verify_whole(self._options.name)
 
     def converted(self, size: int) -> Converted:
         """Summarize what was written, in ``size`` bytes."""

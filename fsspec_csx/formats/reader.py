@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.formats import registry
-from fsspec_csx.formats.base import FileFormat, ReadOptions
+from fsspec_csx.formats.base import FileFormat, Format, ReadOptions
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders, structure_limits
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from torch.serialization import MAP_LOCATION
 
 
+def begin(source: Source, keys: Keys | None, name: str) -> tuple[Keys | None, Format[Any]]:
+    """Prepare to read ``keys``; return them and the format. ``source.verify_whole`` checks a file without checksums."""
+    keys = source.select_keys(keys, name)
+    format = registry.format_of(source)
+    if keys is None and not format.has_checksums:
+        source.start_checksum()
+    return keys, format
+
+
 def read(
     source: Source,
     *,
@@ -30,14 +39,10 @@ def read(
     weights_only: bool = True,
 ) -> Any:
     """Read a checkpoint or a part of it. A part may be read beside objects of unknown classes."""
-    keys = source.select_keys(keys, name)
-    format = registry.format_of(source)
+    keys, format = begin(source, keys, name)
     loaded = format.load(source, keys, ReadOptions(map_location, weights_only))
     if loaded is not NotImplemented:
         return loaded
-
-    if keys is None and not format.has_checksums:
-        source.start_checksum()
 
     def structure(wanted: Collection[int] | None) -> LazyObject:
         return format.structure(source, name, ReadOptions(map_location, weights_only, wanted, keys is not None))
@@ -60,10 +65,7 @@ def read(
 
 def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None, weights_only: bool = True) -> None:
     """Fill an object from a checkpoint or a part of it; raise a CheckpointError if it does not fit."""
-    keys = source.select_keys(keys, name)
-    format = registry.format_of(source)
-    if keys is None and not format.has_checksums:
-        source.start_checksum()
+    keys, format = begin(source, keys, name)
     found = format.structure(source, name, ReadOptions(weights_only=weights_only, partial=keys is not None))
     structure_limits.check_use(found.obj, name)
     choice = Choice(found.obj, keys, name)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
-from fsspec_csx.formats import reader, registry
+from fsspec_csx.formats import reader
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.tensors import fill, names, torch_compat
 from fsspec_csx.tensors.lazy_object import Record
@@ -44,11 +43,7 @@ class TensorIterator:
     def __init__(
         self, source: Source, *, name: str, keys: Keys | None = None, device: torch.device | str | None = None
     ) -> None:
-        keys = source.select_keys(keys, name)
-        self._verify: Callable[[], object] = lambda: None
-        if keys is None and not registry.format_of(source).has_checksums:
-            source.start_checksum()
-            self._verify = functools.partial(source.verify_whole, name)
+        keys, _ = reader.begin(source, keys, name)
         found = reader.structure(source, name)
         choice = Choice(found.obj, keys, name)
         tensors = ((key, each) for key, each in names.walk(found.obj) if isinstance(each, torch.Tensor))
@@ -79,7 +74,7 @@ class TensorIterator:
                     self._take_over(batch)
                     while batch.tensors:
                         yield batch.tensors.popleft()
-                self._verify()
+                self._source.verify_whole(self._name)
             finally:
                 self._stopped = True
                 for each in pending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import subprocess
 import sys
@@ -17,12 +18,14 @@ import safetensors.torch as official
 import torch
 from checkpoints import Leaving, names, saved
 from fsspec.callbacks import Callback
+from proxy import Fault, FaultProxy
 
 from fsspec_csx.checkpoint.api import load, save
-from fsspec_csx.errors import InvalidCheckpointError, MissingEntryError, UnsafeCheckpointError
+from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, MissingEntryError, UnsafeCheckpointError
 from fsspec_csx.formats.torch_zip import layout as torch_layout
 from fsspec_csx.manage.convert import ConvertResult, convert
 from fsspec_csx.tensors import tensor_stream
+from fsspec_csx.testing import LocalS3
 
 MODEL = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 2))
 COMPLEX = torch.randn(5, dtype=torch.complex64)
@@ -450,3 +453,34 @@ def test_memory(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _MEMORY, str(tmp_path / "source.mdl"), f"{tmp_path}/"]
     done = subprocess.run(command, check=True, timeout=110, capture_output=True, text=True)
     assert 0 <= int(done.stdout) < 100
+
+
+@pytest.mark.parametrize("format", ["cerebras", "distributed", "huggingface", "torch"])
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+def test_bits_flipped_on_the_way_down(
+    environment: LocalS3, bucket: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, format: str, folder: bool
+) -> None:
+    """A safetensors source that is read whole is compared with the server's checksum, before the target appears."""
+    state = {"a": torch.zeros(2**19), "b": torch.ones(100)}
+    source = f"s3://{bucket}/x" if folder else f"s3://{bucket}/x.safetensors"
+    save(state, source, format="huggingface" if folder else None)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+    refused = 0
+    for skip in range(12):
+        target = f"s3://{bucket}/{format}{skip}"
+        fault = Fault("GET", skip=skip, flip_down=0.5, when=lambda request: request.path.endswith(".safetensors"))
+        proxy.faults = [fault]
+        try:
+            convert(source, target, format=format)
+        except CheckpointError:
+            refused += 1
+            expected: Any = (FileNotFoundError, CheckpointError)
+        else:  # what was damaged was not needed
+            expected = ()
+        proxy.faults = []
+        with pytest.raises(expected) if expected else contextlib.nullcontext():
+            found = load(target)
+            assert all(torch.equal(found[key], each) for key, each in state.items())
+        if fault.times:
+            break
+    assert refused

@@ -67,8 +67,9 @@ class CerebrasFormat(Format[CerebrasSource]):
     def convert(self, source: Source, options: ConvertOptions, target: Target, progress: Callback) -> Converted:
         """Convert; this loads the whole source into memory."""
         self.refuse_cast(options)
+        keys, _ = reader.begin(source, options.keys, options.name)
         # With keys, the error names an entry that cannot be loaded.
-        obj = reader.read(source, name=options.name, keys=options.keys or (lambda name: True))
+        obj = reader.read(source, name=options.name, keys=keys or (lambda name: True))
         writer = self.writer(obj)
         meter = ProgressMeter(progress, writer.nbytes)
         writer.save(target, advance=meter.advance)

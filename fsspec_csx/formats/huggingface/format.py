@@ -97,6 +97,7 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
             for shard, (_, file) in zip(replacing.names, parts, strict=True):
                 with replacing.folder.creating(shard) as opened:
                     size += conversion.stream(file, opened, meter.advance)
+            conversion.verify_whole()
             size += replacing.publish(aliases, size - sum(len(file.header) for _, file in parts))
         meter.finish()
         return conversion.converted(size)
