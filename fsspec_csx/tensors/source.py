@@ -64,7 +64,7 @@ class WholeChecksum:
         starts = [*sorted(self._parts), size]
         for start in starts:
             if start < position:
-                return None  # spans that overlap
+                continue  # read before
             while position < start:
                 found = _find(kept, position, start)
                 if not found:

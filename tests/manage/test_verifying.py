@@ -261,6 +261,23 @@ def test_object_checksum(server: LocalS3, fs: CSXFileSystem, bucket: str, tmp_pa
             assert "the server has" in text
 
 
+def test_object_checksums_of_shards(server: LocalS3, bucket: str) -> None:
+    """So is what comes of a shard otherwise than the server has it."""
+    path = f"s3://{bucket}/x"
+    state = {"a": torch.randn(100_000), "b": torch.randn(9_000_000)}
+    save(state, path, format="huggingface", max_shard_size=500_000, storage_options=server.storage_options())
+    with fault_proxy(server.endpoint_url) as proxy:
+        options: dict[str, Any] = through(proxy, server).storage_options
+        assert verify(path, storage_options=options).damage == ()
+        for number in (1, 2):
+            shard = f"-0000{number}-of-00002.safetensors"
+            fault = Fault("GET", when=lambda each, shard=shard: each.path.endswith(shard), flip_down=200_000, times=99)
+            proxy.faults = [fault]
+            (text,) = verify(path, storage_options=options).damage
+            assert shard in text
+            assert "the server has" in text
+
+
 @pytest.mark.usefixtures("environment")
 def test_other_failures(bucket: str) -> None:
     """What is missing or must not be read is no damage, but an error."""

@@ -71,8 +71,9 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
         return f"safetensors, {count} shard{'s' * (count != 1)}", metadata
 
     def examine(self, source: HuggingFaceSource, name: str, compute: Sum) -> Report:
-        """Check the structure of the safetensors files, which have no checksums."""
+        """Check the structure of the safetensors files, and compare them with the server's checksums."""
         found = Report()
+        source.start_checksum()
         index = source.index
         for shard in source.shards:
             mine = {name for name, place in index.weight_map.items() if place == shard}
@@ -84,6 +85,10 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
             opened.advance = source.advance
             misfit = functools.partial(_misfit, mine=mine, index=index)
             report = verify_report.examine(opened, name=shard, compute=lambda memory, before: 0, misfit=misfit)
+            try:
+                opened.verify_whole(shard)
+            except InvalidCheckpointError as error:
+                report.damage.append(verify_report.damage_of(error, shard))
             found.add(report, shard if len(source.files) > 1 else "")
         return found
 
