@@ -535,17 +535,19 @@ def test_verify(
     )
     with cerebras_folder.opened(Folder(fs, f"{bucket}/x.mdl", "x")) as source:
         assert source is not None
-        assert cerebras_format.examined(source) == Report(3, 0)
+        assert cerebras_format.FORMAT.examine(source, "x", lambda memory, before: 0) == Report(3, 0)
     data = bytearray(fs.cat_file(f"{bucket}/x.mdl/a"))
     data[2000] ^= 1
     fs.pipe_file(f"{bucket}/x.mdl/a", bytes(data))
     with cerebras_folder.opened(Folder(fs, f"{bucket}/x.mdl", "x")) as source:
         assert source is not None
-        assert cerebras_format.examined(source) == Report(3, 0, ["the checksum of 'a' is wrong"])
+        assert cerebras_format.FORMAT.examine(source, "x", lambda memory, before: 0) == Report(
+            3, 0, ["the checksum of 'a' is wrong"]
+        )
     with cerebras_folder.opened(Folder(None, str(DATA / "tied" / "s3"), "x")) as source:
         assert source is not None
         note = "'same_obj', 'same_obj2': pickles, which may run any code, and so were not looked at"
-        assert cerebras_format.examined(source) == Report(0, 4, [], [note])
+        assert cerebras_format.FORMAT.examine(source, "x", lambda memory, before: 0) == Report(0, 4, [], [note])
 
 
 def test_other_kinds_of_values(tmp_path: Path) -> None:

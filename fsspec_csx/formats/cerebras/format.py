@@ -59,8 +59,13 @@ class CerebrasFormat(Format[CerebrasSource]):
         return source.info()
 
     def examine(self, source: CerebrasSource, name: str, compute: Sum) -> Report:
+        """Read all tensors and arrays, and compare them with their checksums.
+
+        Only checkpoints of this package have checksums; cerebras_pytorch saves none. S3's checksums of whole objects
+        are always compared. Pickles are only checked for existence.
+        """
         try:
-            return examined(source)
+            return _examined(source)
         except CheckpointError as error:  # invalid links
             return Report(damage=[damage_of(error, name)])
 
@@ -80,15 +85,7 @@ class CerebrasFormat(Format[CerebrasSource]):
 _BATCH = 64 * 2**20
 
 
-def examined(source: CerebrasSource) -> Report:
-    """Read all tensors and arrays of a checkpoint, and compare them with their checksums.
-
-    Only checkpoints of this package have checksums; cerebras_pytorch saves none. S3's checksums of whole objects are
-    always compared. Pickles are only checked for existence.
-
-    Raises:
-        CheckpointError: if links are invalid.
-    """
+def _examined(source: CerebrasSource) -> Report:
     crcs = {place.name: RunningCrc32() for place in source.places()}
     broken = _read_all(source, crcs)
     held = {name: (source.holder(name), source.leaves[source.holder(name)]) for name in source.leaves}
@@ -97,13 +94,15 @@ def examined(source: CerebrasSource) -> Report:
         if leaf.runs_code and leaf.stored <= _BATCH:
             broken |= _failing(source, name, lambda leaf=leaf: source.pickle_of(leaf))  # type: ignore[misc]
     unread = {name: (holder, leaf) for name, (holder, leaf) in unread.items() if holder not in broken}
-    wrong = [name for name, crc in crcs.items() if name not in broken and source.crc32(name) not in (None, crc.value)]
+    wrong = [
+        name for name, crc in crcs.items() if name not in broken and source.crc32.get(name) not in (None, crc.value)
+    ]
     pickles = [name for name, (_, leaf) in unread.items() if leaf.runs_code]
     damage = [f"{name!r}: {why}" for name, why in broken.items()]
     damage += [f"the checksum of {name!r} is wrong" for name in wrong]
     damage += [f"{name!r} cannot be read: {leaf!r}" for name, (_, leaf) in unread.items() if not leaf.runs_code]
     notes = [f"{listed(pickles)}: pickles, which may run any code, and so were not looked at"] if pickles else []
-    unchecked = sum(source.crc32(name) is None for name in crcs)
+    unchecked = sum(source.crc32.get(name) is None for name in crcs)
     return Report(len(crcs) - unchecked, unchecked + len(unread), damage, notes)
 
 

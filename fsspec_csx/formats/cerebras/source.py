@@ -52,6 +52,7 @@ class CerebrasSource(Source):
         size: the size of all tensors in bytes, uncompressed.
         tree: its nesting.
         leaves: the metadata of each value, by name, in order.
+        crc32: the expected CRC-32 of tensors and arrays, by name, where it is known.
     """
 
     format = "cerebras"
@@ -70,7 +71,7 @@ class CerebrasSource(Source):
             if key in self.leaves:
                 raise damaged(name, f"two of its values have the name {quoted(key)}")
             self.leaves[key] = self._leaf(key)
-        self._crc32 = crc32 or {}
+        self.crc32 = crc32 or {}
         self._places: list[LeafSpan] | None = None
         self._unpacked: tuple[str, bytes] | None = None
         self.size = sum(leaf.nbytes for leaf in self.leaves.values() if isinstance(leaf, (TensorLeaf, ConstantLeaf)))
@@ -106,7 +107,7 @@ class CerebrasSource(Source):
                 continue
             tensor = obj[name] = self._reserved(name, leaf)
             if tensor.nbytes:
-                records.append(Record(name, start, tensor.untyped_storage(), self._crc32.get(name)))
+                records.append(Record(name, start, tensor.untyped_storage(), self.crc32.get(name)))
         return LazyObject(obj, records)
 
     def rebuild(self, tensors: Mapping[str, torch.Tensor], *, weights_only: bool) -> Any:
@@ -146,10 +147,6 @@ class CerebrasSource(Source):
                     self.size += leaf.nbytes
         return self._places
 
-    def crc32(self, name: str) -> int | None:
-        """Return the expected CRC-32 of a tensor or array; None if it is unknown."""
-        return self._crc32.get(name)
-
     def _followed(self, leaf: TensorLeaf) -> Leaf:
         """Return the metadata of a tensor in another checkpoint; by default it is not opened."""
         path, key = leaf.elsewhere or ("", "")
@@ -178,7 +175,7 @@ class CerebrasSource(Source):
     def _read_checked(self, places: Sequence[LeafSpan], made: Sequence[torch.Tensor]) -> None:
         spans = [(place.start, memory_of(tensor.untyped_storage())) for place, tensor in zip(places, made, strict=True)]
         for place, crc in zip(places, self.read(spans, crc32=True), strict=True):
-            if self._crc32.get(place.name, crc) != crc:
+            if self.crc32.get(place.name, crc) != crc:
                 raise damaged(self.name, f"the bytes of {quoted(place.name)} are not those that were saved")
 
     def pickle_of(self, leaf: UnreadValue) -> bytes:
