@@ -27,6 +27,7 @@ from fsspec_csx.formats import sniff
 from fsspec_csx.formats.safetensors import layout as safetensors_layout
 from fsspec_csx.formats.safetensors import reader as safetensors_reader
 from fsspec_csx.formats.safetensors import writer as safetensors_writer
+from fsspec_csx.formats.safetensors.format import SafetensorsWriter
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
 from fsspec_csx.testing import LocalS3
@@ -60,7 +61,7 @@ def ignore(count: int) -> None:
 def written(obj: object) -> bytes:
     """The bytes that write makes of an object."""
     buffer = io.BytesIO()
-    safetensors_writer.prepared(obj).write(buffer, advance=ignore)
+    SafetensorsWriter(obj).write(buffer, advance=ignore)
     return buffer.getvalue()
 
 
@@ -133,7 +134,7 @@ def test_what_the_official_library_writes(state: dict[str, torch.Tensor]) -> Non
 def test_the_official_library_reads(tmp_path: Any, state: dict[str, torch.Tensor]) -> None:
     """The official library reads what we write, from a file."""
     with open(tmp_path / "x.safetensors", "wb") as file:
-        safetensors_writer.prepared(state).write(file, advance=ignore)
+        SafetensorsWriter(state).write(file, advance=ignore)
     assert same(official.load_file(tmp_path / "x.safetensors"), state)
 
 
@@ -211,7 +212,7 @@ def test_large_copies_are_made_in_pieces(shape: tuple[int, ...]) -> None:
     """A large tensor that has to be copied never is as a whole."""
     tensor = torch.arange(2 * torch.Size(shape).numel(), dtype=torch.int32).reshape(*shape, 2)[..., 1]
     file = Pieces()
-    safetensors_writer.prepared({"x": tensor}).write(file, advance=ignore)
+    SafetensorsWriter({"x": tensor}).write(file, advance=ignore)
     assert max(file.sizes) <= 16 * MIB
     assert len(file.sizes) > 2
     assert file.getvalue()[-tensor.nbytes :] == memoryview(tensor.contiguous().numpy()).cast("B")
@@ -221,7 +222,7 @@ def test_memory_is_handed_on_uncopied() -> None:
     """The memory of a tensor that lies as in the file is lent; copies are written."""
     lent, small, turned = torch.ones(2**15), torch.zeros(8), torch.rand(200, 100).t()
     file, report = Borrowing(), list[int]()
-    safetensors_writer.prepared({"a": lent, "b": small, "c": turned}).write(file, advance=report.append)
+    SafetensorsWriter({"a": lent, "b": small, "c": turned}).write(file, advance=report.append)
     assert file.borrowed == [lent.data_ptr(), small.data_ptr()]
     assert file.sizes[1:] == [turned.nbytes]
     assert sum(report) == len(file.getvalue()) + lent.nbytes + small.nbytes
@@ -230,7 +231,7 @@ def test_memory_is_handed_on_uncopied() -> None:
 def test_lent_memory_stays() -> None:
     """What was lent is there even if the tensors have gone, and shows their changes."""
     file, tensor = Borrowing(), torch.ones(2**15)
-    safetensors_writer.prepared({"x": tensor}).write(file, advance=ignore)
+    SafetensorsWriter({"x": tensor}).write(file, advance=ignore)
     tensor.fill_(2)
     del tensor
     again = torch.zeros(2**15)
@@ -248,7 +249,7 @@ def test_memory_is_not_copied_for_a_plain_file() -> None:
                 seen.append((ctypes.addressof(ctypes.c_char.from_buffer(data)), data.nbytes))
             return super().write(data)
 
-    safetensors_writer.prepared({"x": tensor}).write(Seeing(), advance=ignore)
+    SafetensorsWriter({"x": tensor}).write(Seeing(), advance=ignore)
     assert seen == [(tensor.data_ptr(), tensor.nbytes)]
 
 
@@ -260,7 +261,7 @@ def test_short_writes() -> None:
             return super().write(memoryview(data)[:100])
 
     file, state = Short(), {"x": torch.rand(1000), "y": torch.rand(30, 40).t()}
-    safetensors_writer.prepared(state).write(file, advance=ignore)
+    SafetensorsWriter(state).write(file, advance=ignore)
     assert file.getvalue() == written(state)
 
 
@@ -315,7 +316,7 @@ def test_refused(obj: Any, said: str) -> None:
     """What the format cannot hold is named, with what to do, before anything is written."""
     file = Pieces()
     with pytest.raises(ValueError, match=r"[.] (Save|Rename|Run)") as caught:
-        safetensors_writer.prepared(obj).write(file, advance=ignore)
+        SafetensorsWriter(obj).write(file, advance=ignore)
     assert said in str(caught.value)
     assert not file.sizes
 
@@ -607,7 +608,7 @@ def test_errors_of_the_file_come_out_as_themselves(error: BaseException) -> None
         safetensors_reader.structure(Source(Failing(), 100), name="x")
     assert caught.value is error
     with pytest.raises(type(error)) as caught:
-        safetensors_writer.prepared({"x": torch.ones(1)}).write(Failing(), advance=ignore)
+        SafetensorsWriter({"x": torch.ones(1)}).write(Failing(), advance=ignore)
     assert caught.value is error
 
 

@@ -21,6 +21,7 @@ from fsspec_csx.checkpoint.api import inspect, load
 from fsspec_csx.errors import ConfigError, InvalidCheckpointError
 from fsspec_csx.formats.safetensors import reader as safetensors_reader
 from fsspec_csx.formats.safetensors import writer as safetensors_writer
+from fsspec_csx.formats.safetensors.format import SafetensorsWriter
 from fsspec_csx.trainer.config import document
 
 # -- safetensors -------------------------------------------------------------------------------------------------------
@@ -61,7 +62,7 @@ def test_more_tensors_than_any_model_has(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(InvalidCheckpointError, match="more than 100 tensors"):
         load(path)
     with pytest.raises(ValueError, match="which takes 100"):
-        safetensors_writer.prepared({str(number): torch.zeros(0) for number in range(101)})
+        SafetensorsWriter({str(number): torch.zeros(0) for number in range(101)})
 
 
 def test_long_metadata(tmp_path: Path) -> None:

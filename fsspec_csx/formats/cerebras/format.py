@@ -94,15 +94,14 @@ def _examined(source: CerebrasSource) -> Report:
         if leaf.runs_code and leaf.stored <= _BATCH:
             broken |= _failing(source, name, lambda leaf=leaf: source.pickle_of(leaf))  # type: ignore[misc]
     unread = {name: (holder, leaf) for name, (holder, leaf) in unread.items() if holder not in broken}
-    wrong = [
-        name for name, crc in crcs.items() if name not in broken and source.crc32.get(name) not in (None, crc.value)
-    ]
+    whole = {name: crc.value for name, crc in crcs.items() if name not in broken}
+    wrong = [name for name, crc in whole.items() if source.crc32.get(name, crc) != crc]
     pickles = [name for name, (_, leaf) in unread.items() if leaf.runs_code]
     damage = [f"{name!r}: {why}" for name, why in broken.items()]
     damage += [f"the checksum of {name!r} is wrong" for name in wrong]
     damage += [f"{name!r} cannot be read: {leaf!r}" for name, (_, leaf) in unread.items() if not leaf.runs_code]
     notes = [f"{listed(pickles)}: pickles, which may run any code, and so were not looked at"] if pickles else []
-    unchecked = sum(source.crc32.get(name) is None for name in crcs)
+    unchecked = sum(name not in source.crc32 for name in crcs)
     return Report(len(crcs) - unchecked, unchecked + len(unread), damage, notes)
 
 

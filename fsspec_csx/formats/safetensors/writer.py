@@ -65,13 +65,8 @@ class Prepared(NamedTuple):
                 writer.borrow(memory(tensor))
 
 
-def prepared(obj: object) -> Prepared:
-    """Return the file of an object; raise a ValueError that names an entry which the format cannot hold."""
-    return file_of(checked(obj))
-
-
 def checked(obj: object) -> dict[str, torch.Tensor]:
-    """Return the tensors of an object by name; raise a ValueError if two share memory. See ``prepared``."""
+    """Return the tensors of an object by name; raise a ValueError that names an entry which the format cannot hold."""
     check_little_endian(*LITTLE_ENDIAN)
     tensors = named_tensors(obj)
     check([*tensors.items()])
