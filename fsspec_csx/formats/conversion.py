@@ -15,7 +15,7 @@ from fsspec_csx.formats.io_wrappers import TrackingWriter
 from fsspec_csx.formats.safetensors import writer as safetensors_writer
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import placeholders
-from fsspec_csx.formats.torch_zip.layout import plan_archive
+from fsspec_csx.formats.torch_zip.archive_writer import plan_archive
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.atomic import atomic_write

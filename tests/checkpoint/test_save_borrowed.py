@@ -14,7 +14,7 @@ from checkpoints import MIB
 from conftest import recorded_requests
 
 from fsspec_csx.checkpoint.api import load, save
-from fsspec_csx.formats.torch_zip import layout as torch_layout
+from fsspec_csx.formats.torch_zip import archive_writer
 from fsspec_csx.formats.torch_zip.format import TorchWriter
 
 
@@ -164,7 +164,7 @@ def test_many_small_tensors_take_few_requests(environment: Any, bucket: str) -> 
 @pytest.mark.parametrize("size", [0, 1, 16 * MIB, 16 * MIB + 1, 40 * MIB])
 def test_other_devices(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """Storages that are not the CPU's are written through memory of a bounded size, and none of it is lent."""
-    monkeypatch.setattr(torch_layout, "HERE", "nowhere")
+    monkeypatch.setattr(archive_writer, "HERE", "nowhere")
     tensor = torch.randint(0, 255, (size,), dtype=torch.uint8)
     file, _held = written({"x": tensor, "y": 1})
     assert file.borrowed == []
@@ -201,7 +201,7 @@ def test_without_a_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the layout is not as it is known to be, torch writes the same file itself."""
     state = {"x": torch.arange(100_000.0), "y": [1, 2]}
     expected = written(state)[0].content()
-    monkeypatch.setattr(torch_layout, "_is_known", lambda alignment, save: False)
+    monkeypatch.setattr(archive_writer, "_is_known", lambda alignment, save: False)
     file, _held = written(state)
     assert file.borrowed == []
     assert file.content() == expected

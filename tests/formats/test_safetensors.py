@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from fsspec_csx.checkpoint.api import load, save, stream
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError
 from fsspec_csx.formats import sniff
-from fsspec_csx.formats.safetensors import layout as safetensors_layout
+from fsspec_csx.formats.safetensors import header as safetensors_header
 from fsspec_csx.formats.safetensors import reader as safetensors_reader
 from fsspec_csx.formats.safetensors import writer as safetensors_writer
 from fsspec_csx.formats.safetensors.format import SafetensorsWriter
@@ -140,7 +140,7 @@ def test_the_official_library_reads(tmp_path: Any, state: dict[str, torch.Tensor
 
 def test_every_dtype_is_known() -> None:
     """Both sides are tested with each dtype that torch and the format share."""
-    assert set(safetensors_layout.DTYPES.values()) == set(DTYPES)
+    assert set(safetensors_header.DTYPES.values()) == set(DTYPES)
 
 
 @pytest.mark.parametrize("kind", [OrderedDict, MappingProxyType])
@@ -450,7 +450,7 @@ LENIENT = {
 def test_other_writers(data: bytes) -> None:
     """What the official library never writes, but reads, we read as it does."""
     assert same(read(data), official.load(data))
-    assert safetensors_layout.is_safetensors(data[: sniff.HEAD], len(data))
+    assert safetensors_header.is_safetensors(data[: sniff.HEAD], len(data))
 
 
 # Those that the official library reads all the same.
@@ -614,8 +614,8 @@ def test_errors_of_the_file_come_out_as_themselves(error: BaseException) -> None
 
 def test_a_header_of_any_length_is_known() -> None:
     """A safetensors file is known as one even if its header is longer than it may be."""
-    assert safetensors_layout.is_safetensors((10**9).to_bytes(8, "little") + b"{", 10**9 + 8)
-    assert not safetensors_layout.is_safetensors((10**9).to_bytes(8, "little") + b"{", 10**9)
+    assert safetensors_header.is_safetensors((10**9).to_bytes(8, "little") + b"{", 10**9 + 8)
+    assert not safetensors_header.is_safetensors((10**9).to_bytes(8, "little") + b"{", 10**9)
 
 
 def test_other_files_are_none() -> None:
@@ -631,14 +631,14 @@ def test_other_files_are_none() -> None:
         bytes(8) + b"{}",
         bytes(600),
     ):
-        assert not safetensors_layout.is_safetensors(data[: sniff.HEAD], len(data))
+        assert not safetensors_header.is_safetensors(data[: sniff.HEAD], len(data))
 
 
 def test_a_file_cut_short_is_known() -> None:
     """A safetensors file is known as one even where its header has lost its end."""
     data = written(STATES["all dtypes"])
-    assert safetensors_layout.is_safetensors(data[:9], 9)
-    assert not safetensors_layout.is_safetensors(data[:8], 8)
+    assert safetensors_header.is_safetensors(data[:9], 9)
+    assert not safetensors_header.is_safetensors(data[:8], 8)
 
 
 # -- by save and load --------------------------------------------------------------------------------------------------

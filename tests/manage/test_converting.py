@@ -22,7 +22,7 @@ from proxy import Fault, FaultProxy
 
 from fsspec_csx.checkpoint.api import load, save
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, MissingEntryError, UnsafeCheckpointError
-from fsspec_csx.formats.torch_zip import layout as torch_layout
+from fsspec_csx.formats.torch_zip import archive_writer
 from fsspec_csx.manage.convert import ConvertResult, convert
 from fsspec_csx.tensors import tensor_stream
 from fsspec_csx.testing import LocalS3
@@ -210,7 +210,7 @@ def test_other_files_are_loaded_whole(put: Any, tmp_path: Path) -> None:
 
 def test_torch_that_lays_nothing_out(put: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With torch before 2.6 the result is the same."""
-    monkeypatch.setattr(torch_layout, "_is_known", lambda alignment, save: False)
+    monkeypatch.setattr(archive_writer, "_is_known", lambda alignment, save: False)
     source = put(saved(STATES["tied"]))
     assert convert(source, tmp_path / "same.mdl").size == len(saved(STATES["tied"]))
     assert (tmp_path / "same.mdl").read_bytes() == saved(STATES["tied"])

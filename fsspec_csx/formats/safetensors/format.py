@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.formats.base import ON_CPU, FileFormat, ReadOptions
-from fsspec_csx.formats.safetensors import layout, reader, writer
+from fsspec_csx.formats.safetensors import header, reader, writer
 from fsspec_csx.formats.safetensors.writer import Prepared
 from fsspec_csx.formats.torch_zip.storage_placement import placed
 from fsspec_csx.formats.writer import FileWriter
@@ -42,7 +42,7 @@ class SafetensorsFormat(FileFormat):
     writer_class = SafetensorsWriter
 
     def matches(self, head: bytes, size: int) -> bool:
-        return layout.is_safetensors(head, size)
+        return header.is_safetensors(head, size)
 
     def structure(self, source: Source, name: str, options: ReadOptions = ON_CPU) -> LazyObject:
         return placed(source, reader.structure(source, name=name), name, options)

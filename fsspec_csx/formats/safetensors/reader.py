@@ -10,7 +10,7 @@ import torch
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import check_little_endian, sniff
-from fsspec_csx.formats.safetensors.layout import (
+from fsspec_csx.formats.safetensors.header import (
     DTYPES,
     HEADER_MAX,
     LENGTH,

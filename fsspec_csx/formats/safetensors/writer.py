@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from fsspec_csx.formats import check_little_endian
 from fsspec_csx.formats.io_wrappers import TrackingWriter
-from fsspec_csx.formats.safetensors.layout import (
+from fsspec_csx.formats.safetensors.header import (
     HEADER_MAX,
     LABELS,
     LENGTH,

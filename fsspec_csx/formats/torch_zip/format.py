@@ -10,7 +10,7 @@ from fsspec_csx.formats import sniff
 from fsspec_csx.formats.base import ON_CPU, FileFormat, ReadOptions
 from fsspec_csx.formats.io_wrappers import TrackingWriter
 from fsspec_csx.formats.torch_zip import archive, reader, structure_limits
-from fsspec_csx.formats.torch_zip.layout import Layout, plan_archive
+from fsspec_csx.formats.torch_zip.archive_writer import Layout, plan_archive
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 from fsspec_csx.formats.writer import FileWriter, expect_size
 from fsspec_csx.tensors.lazy_object import LazyObject

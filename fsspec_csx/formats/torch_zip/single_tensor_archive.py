@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from fsspec_csx.formats.torch_zip import zip_directory
-from fsspec_csx.formats.torch_zip.layout import Layout, combine, plan_archive
+from fsspec_csx.formats.torch_zip.archive_writer import Layout, combine, plan_archive
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 from fsspec_csx.formats.torch_zip.zip_directory import LOCAL
 from fsspec_csx.tensors.crc32 import crc32_of

@@ -26,9 +26,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.serialization import config
 
 import fsspec_csx
-from fsspec_csx.formats.torch_zip import layout as torch_layout
-from fsspec_csx.formats.torch_zip import pickled, single_tensor_archive
-from fsspec_csx.formats.torch_zip.layout import plan_archive
+from fsspec_csx.formats.torch_zip import archive_writer, pickled, single_tensor_archive
+from fsspec_csx.formats.torch_zip.archive_writer import plan_archive
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 from fsspec_csx.tensors import torch_compat
 
@@ -97,7 +96,7 @@ def forgotten() -> Iterator[None]:
     """Whether torch's archives are known is found out anew, also after the test."""
 
     def forget() -> None:
-        torch_layout._is_known.cache_clear()
+        archive_writer._is_known.cache_clear()
         single_tensor_archive.frame.cache_clear()
 
     forget()
@@ -226,7 +225,7 @@ def test_under_modes(forgotten: None) -> None:
     state = {"a": torch.ones(3), "c": [1.5, None]}
     expected = bytes_of_torch(state)
     for mode in (torch.inference_mode(), torch.device("meta"), FakeTensorMode(), torch.serialization.skip_data()):
-        torch_layout._is_known.cache_clear()
+        archive_writer._is_known.cache_clear()
         pickled._are_reductions_known.cache_clear()
         with mode:
             assert laid_out(state) == expected
@@ -245,7 +244,7 @@ def test_large_records(forgotten: None) -> None:
     full = 2**32 - 1
     for sizes in ([full], [full - 1, 1], [full - 800, 3, 0, 5], [2**33, 0, 2**40, 1], [0, full + 1, 7]):
         large = Pickled([torch.UntypedStorage(size, device="meta") for size in sizes])
-        own, by_torch = bytearray(), torch_layout._BytesRecorder()
+        own, by_torch = bytearray(), archive_writer._BytesRecorder()
         with torch.serialization.skip_data():
             large.torch_save(by_torch)
         layout = plan_archive(large)
@@ -347,7 +346,7 @@ def test_replaced_reduction(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
 def test_interrupted_check(monkeypatch: pytest.MonkeyPatch, forgotten: None) -> None:
     """Ctrl-C while torch's archive is compared reaches the caller, and the next save compares it again."""
 
-    real, calls = torch_layout._BytesRecorder.write, itertools.count()
+    real, calls = archive_writer._BytesRecorder.write, itertools.count()
 
     def interrupted(self: Any, data: Any) -> int:
         if next(calls) == 4:  # torch reports it as an error of its own
@@ -355,7 +354,7 @@ def test_interrupted_check(monkeypatch: pytest.MonkeyPatch, forgotten: None) -> 
         return real(self, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch_layout._BytesRecorder, "write", interrupted)
+        patch.setattr(archive_writer._BytesRecorder, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             plan_archive(Pickled(STATE))
     assert plan_archive(Pickled(STATE)) is not None
