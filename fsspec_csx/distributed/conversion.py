@@ -14,11 +14,10 @@ from fsspec_csx.distributed.api import write_alone
 from fsspec_csx.distributed.planner import Planner
 from fsspec_csx.distributed.storage_writer import StorageWriter
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats import reader
+from fsspec_csx.formats import placeholders, reader
 from fsspec_csx.formats.base import Converted, ConvertOptions
 from fsspec_csx.formats.dcp.layout import ShardedFolder
 from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.formats.torch_zip import placeholders
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 from fsspec_csx.formats.writer import Target
 from fsspec_csx.tensors import fill, names, torch_compat

@@ -10,7 +10,7 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import WriteItem
 from torch.nn.parameter import is_lazy
 
-from fsspec_csx.formats.torch_zip import structure_limits
+from fsspec_csx.formats import structure_limits
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 from fsspec_csx.tensors import torch_compat
 from fsspec_csx.tensors.names import listed, shown

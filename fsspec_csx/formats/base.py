@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import torch
 from fsspec.callbacks import Callback
 
+from fsspec_csx.formats import structure_limits
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
-from fsspec_csx.formats.torch_zip import structure_limits
 from fsspec_csx.formats.writer import CheckpointWriter, Target
 from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.progress import ProgressMeter

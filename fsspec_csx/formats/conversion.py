@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from fsspec.callbacks import Callback
 
-from fsspec_csx.formats import reader
+from fsspec_csx.formats import placeholders, reader
 from fsspec_csx.formats.base import Converted, ConvertOptions
 from fsspec_csx.formats.io_wrappers import TrackingWriter
 from fsspec_csx.formats.safetensors import writer as safetensors_writer
 from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.formats.torch_zip import placeholders
 from fsspec_csx.formats.torch_zip.archive_writer import plan_archive
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 from fsspec_csx.formats.writer import Target

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from fsspec_csx.formats import registry
+from fsspec_csx.formats import placeholders, registry, structure_limits
 from fsspec_csx.formats.base import FileFormat, Format, ReadOptions
 from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.formats.torch_zip import placeholders, structure_limits
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
 from fsspec_csx.tensors import names
 from fsspec_csx.tensors.fill import Casts, fill_into

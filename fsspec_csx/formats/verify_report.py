@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import torch
 
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats import sniff
+from fsspec_csx.formats import placeholders, sniff
 from fsspec_csx.formats.reader import structure
 from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.formats.torch_zip import placeholders, zip_directory
+from fsspec_csx.formats.torch_zip import zip_directory
 from fsspec_csx.formats.torch_zip.zip_directory import LOCAL, STORED, ZipEntry
 from fsspec_csx.tensors import names
 from fsspec_csx.tensors.crc32 import RunningCrc32

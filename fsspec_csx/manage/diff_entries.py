@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from fsspec_csx.formats import placeholders
 from fsspec_csx.formats.cerebras.leaf import UnreadValue
 from fsspec_csx.formats.cerebras.source import CerebrasSource, refuse_unread
 from fsspec_csx.formats.checkpoint_info import Difference
+from fsspec_csx.formats.placeholders import Placeholder
 from fsspec_csx.formats.reader import structure
 from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.formats.torch_zip import placeholders
-from fsspec_csx.formats.torch_zip.placeholders import Placeholder
 from fsspec_csx.tensors import compare_tensors, names, summaries, torch_compat
 from fsspec_csx.tensors.compare_tensors import Closeness, ComparedFile, ComparedPair, NumericError
 from fsspec_csx.tensors.source import Source

@@ -20,8 +20,8 @@ import torch
 from fsspec_csx import inspect, load
 from fsspec_csx.cli import main
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.formats.placeholders import Placeholder, equal, is_free
 from fsspec_csx.formats.torch_zip import reader
-from fsspec_csx.formats.torch_zip.placeholders import Placeholder, equal, is_free
 from fsspec_csx.manage.convert import convert
 from fsspec_csx.manage.diff import compare
 from fsspec_csx.manage.verify import verify

@@ -20,9 +20,10 @@ from torch_files import equal, loaded, source_of
 
 from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats import reader as formats_reader
+from fsspec_csx.formats import structure_limits
 from fsspec_csx.formats.base import ON_CPU, ReadOptions
 from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.formats.torch_zip import outline, reader, rebuilding, structure_limits
+from fsspec_csx.formats.torch_zip import outline, reader, rebuilding
 from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, ScanError
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.names import Choice

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.formats import placeholders
 from fsspec_csx.formats.base import ReadOptions
 from fsspec_csx.formats.dcp.boxes import Box
 from fsspec_csx.formats.dcp.layout import ShardedFolder
@@ -18,7 +19,6 @@ from fsspec_csx.formats.dcp.manifest import ItemLocation, Plain, plain_of
 from fsspec_csx.formats.dcp.slices import Frames, Item, sliced
 from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.formats.torch_zip import placeholders
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
 from fsspec_csx.storage.files import file_size
 from fsspec_csx.storage.threads import run_in_threads

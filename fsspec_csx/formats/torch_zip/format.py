@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.errors import UnsafeCheckpointError
-from fsspec_csx.formats import sniff
+from fsspec_csx.formats import sniff, structure_limits
 from fsspec_csx.formats.base import ON_CPU, FileFormat, ReadOptions
 from fsspec_csx.formats.io_wrappers import TrackingWriter
-from fsspec_csx.formats.torch_zip import archive, reader, structure_limits
+from fsspec_csx.formats.torch_zip import archive, reader
 from fsspec_csx.formats.torch_zip.archive_writer import Layout, plan_archive
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 from fsspec_csx.formats.writer import FileWriter, expect_size

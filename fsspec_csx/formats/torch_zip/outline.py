@@ -17,8 +17,8 @@ import torch
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import sniff
+from fsspec_csx.formats.placeholders import Placeholder
 from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, ExcessError, ScanError, refused, scan
-from fsspec_csx.formats.torch_zip.placeholders import Placeholder
 from fsspec_csx.tensors import torch_compat
 
 FROM_TYPE = "torch._tensor._rebuild_from_type_v2"

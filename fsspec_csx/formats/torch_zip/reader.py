@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fsspec_csx.errors import CheckpointError, CheckpointLimitError, InvalidCheckpointError, UnsafeCheckpointError
-from fsspec_csx.formats import sniff
+from fsspec_csx.formats import sniff, structure_limits
 from fsspec_csx.formats.base import ON_CPU, ReadOptions
 from fsspec_csx.formats.io_wrappers import TrackingReader
 from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.formats.torch_zip import outline, rebuilding, structure_limits
+from fsspec_csx.formats.torch_zip import outline, rebuilding
 from fsspec_csx.formats.torch_zip.archive import Archive
 from fsspec_csx.formats.torch_zip.outline import Outline
 from fsspec_csx.formats.torch_zip.pickle_bounds import BUILTINS, ScanError

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from fsspec_csx.formats.base import ON_CPU, ReadOptions
+from fsspec_csx.formats.placeholders import Placeholder
 from fsspec_csx.formats.torch_zip.archive import Archive
 from fsspec_csx.formats.torch_zip.outline import FROM_TYPE, Named, Outline, Stored
 from fsspec_csx.formats.torch_zip.pickle_bounds import FACTORIES, Bounds, refused
-from fsspec_csx.formats.torch_zip.placeholders import Placeholder
 from fsspec_csx.formats.torch_zip.storage_placement import ArchiveStorages, StoragePlacer
 from fsspec_csx.tensors import torch_compat
 from fsspec_csx.tensors.lazy_object import LazyObject

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fsspec_csx.errors import UnsafeCheckpointError
-from fsspec_csx.formats.torch_zip import structure_limits
+from fsspec_csx.formats import structure_limits
 from fsspec_csx.tensors import names, torch_compat
 
 _TRUST = "pass weights_only=False only if you trust its author"
