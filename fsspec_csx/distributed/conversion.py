@@ -16,8 +16,8 @@ from fsspec_csx.distributed.storage_writer import StorageWriter
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import placeholders, reader
 from fsspec_csx.formats.base import Converted, ConvertOptions
+from fsspec_csx.formats.damage import wrong_checksum
 from fsspec_csx.formats.dcp.layout import ShardedFolder
-from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 from fsspec_csx.formats.writer import Target
 from fsspec_csx.tensors import fill, names, torch_compat
@@ -68,7 +68,7 @@ class _StreamingPlanner(Planner):
         super().check_value(name, value)
         there = {storage.data_ptr() for storage in Pickled(value).storages}
         if wrong := fill.fill(self._source, [self._records[each] for each in there if each in self._records]):
-            raise torch_archive.damaged(self._name, names.shown([each.name for each in wrong]))
+            raise wrong_checksum(self._name, names.shown([each.name for each in wrong]))
 
     def resolve_data(self, write_item: WriteItem) -> Any:
         """Return a tensor with its bytes, or a value as a file."""
@@ -80,7 +80,7 @@ class _StreamingPlanner(Planner):
             return given
         own = replace(record, storage=reserved(record.storage.nbytes(), torch.device("cpu")))
         if fill.fill(self._source, [own]):
-            raise torch_archive.damaged(self._name, repr(write_item.index.fqn))
+            raise wrong_checksum(self._name, repr(write_item.index.fqn))
         made = torch.empty(0, dtype=given.dtype)
         made.set_(own.storage, given.storage_offset(), given.shape, given.stride())
         made = made.conj() if given.is_conj() else made

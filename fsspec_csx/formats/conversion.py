@@ -11,9 +11,9 @@ from fsspec.callbacks import Callback
 
 from fsspec_csx.formats import placeholders, reader
 from fsspec_csx.formats.base import Converted, ConvertOptions
+from fsspec_csx.formats.damage import wrong_checksum
 from fsspec_csx.formats.io_wrappers import TrackingWriter
 from fsspec_csx.formats.safetensors import writer as safetensors_writer
-from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip.archive_writer import plan_archive
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 from fsspec_csx.formats.writer import Target
@@ -117,7 +117,7 @@ class Conversion:
         return SafetensorsFile(tensors, metadata, self._source, self._recast, self._damaged)
 
     def _damaged(self, record: Record) -> Exception:
-        return torch_archive.damaged(self._options.name, names.of_records(self._present, [record]))
+        return wrong_checksum(self._options.name, names.of_records(self._present, [record]))
 
 
 class TorchFile:

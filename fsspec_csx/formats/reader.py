@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+from fsspec_csx.errors import CheckpointLimitError
 from fsspec_csx.formats import placeholders, registry, structure_limits
 from fsspec_csx.formats.base import FileFormat, Format, ReadOptions
-from fsspec_csx.formats.torch_zip import archive as torch_archive
-from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
+from fsspec_csx.formats.damage import wrong_checksum
 from fsspec_csx.tensors import names
-from fsspec_csx.tensors.fill import Casts, fill_into
+from fsspec_csx.tensors.fill import Casts, fill, fill_into
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.match import Match
 from fsspec_csx.tensors.names import Choice, Keys, place_of
@@ -57,7 +57,7 @@ def read(
             chosen = _part(structure({record.offset for record in chosen.records}), choice)
         found = chosen
     format.refuse_unread(found.obj, name)
-    torch_zip_reader.complete(source, found, name=name)
+    complete(source, found, name=name)
     source.verify_whole(name)
     return found.obj
 
@@ -74,10 +74,22 @@ def read_into(source: Source, into: Any, *, name: str, keys: Keys | None = None,
     match = Match(found.obj, into, choice, partial=keys is not None, path=name, flattened=format.flattened)
     casts = Casts()
     if wrong := fill_into(source, found, match.pairs, casts):
-        raise torch_archive.damaged(name, names.of_records(found.obj, wrong))
+        raise wrong_checksum(name, names.of_records(found.obj, wrong))
     source.verify_whole(name)
     match.replace_values()
     casts.warn()
+
+
+def complete(source: Source, found: LazyObject, *, name: str) -> None:
+    """Fill the tensors of a lazy object. Raise an InvalidCheckpointError if checksums do not match."""
+    wrong = fill(source, found.records)
+    if not wrong:
+        return
+    try:
+        structure_limits.check_entries(found.obj, name)
+    except CheckpointLimitError:
+        raise wrong_checksum(name, names.shown([record.name for record in wrong])) from None
+    raise wrong_checksum(name, names.of_records(found.obj, wrong))
 
 
 def structure(source: Source, name: str, *, bounded: bool = False) -> LazyObject:

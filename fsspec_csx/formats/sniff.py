@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import codecs
 
+from fsspec_csx.formats.damage import AGAIN
+
 HEAD = 512
 """How many bytes at the start of a file are needed."""
-
-AGAIN = "Save it again, or copy it again from where it is whole."
-"""The remedy for an incomplete file."""
 
 _ZIP = b"PK\x03\x04"
 # torch.serialization.MAGIC_NUMBER as pickle protocol 2 and later write it after their header, and as 0 and 1 do.

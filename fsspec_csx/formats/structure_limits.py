@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from fsspec_csx.errors import CheckpointLimitError, InvalidCheckpointError
-from fsspec_csx.formats import sniff
+from fsspec_csx.errors import CheckpointLimitError
+from fsspec_csx.formats.damage import damaged
 from fsspec_csx.tensors import torch_compat
 from fsspec_csx.tensors.names import entries
 
@@ -48,8 +48,7 @@ def check(obj: Any, name: str) -> None:
 def _check_sparse(values: Iterable[Any], name: str) -> None:
     for value in values:
         if isinstance(value, torch.Tensor) and not _is_sound(value):
-            reason = f"{name} is damaged: a sparse tensor of it has indices that make no sense."
-            raise InvalidCheckpointError(reason, sniff.AGAIN)
+            raise damaged(name, "a sparse tensor of it has indices that make no sense")
 
 
 def _is_sound(tensor: torch.Tensor) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fsspec_csx.formats import reader
-from fsspec_csx.formats.torch_zip import archive as torch_archive
+from fsspec_csx.formats.damage import wrong_checksum
 from fsspec_csx.tensors import fill, names, torch_compat
 from fsspec_csx.tensors.lazy_object import Record
 from fsspec_csx.tensors.memory import reserved
@@ -94,7 +94,7 @@ class TensorIterator:
         if wrong := fill.fill(self._source, own):
             damaged = [record for record, each in zip(records, own, strict=True) if any(each is it for it in wrong)]
             owners = names.of_records({each.name: each.tensor for each in entries}, damaged)
-            raise torch_archive.damaged(self._name, owners)
+            raise wrong_checksum(self._name, owners)
         filled = {r.place: each.storage for r, each in zip(records, own, strict=True)}
         if self._stream is None:
             return _Batch(deque((each.name, self._placed(each, filled)) for each in entries))

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
 from fsspec_csx.formats import placeholders, sniff
+from fsspec_csx.formats.damage import CHECKSUM, damage_of
 from fsspec_csx.formats.reader import structure
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import zip_directory
@@ -63,7 +64,7 @@ def examine(
     entries, end = torch_archive.records(source) or ([], 0)
     beyond = _beyond(entries, end)
     wrong, lost, checksum = scan(source, [] if beyond else entries, compute)
-    damage = [flaw] if flaw and not (wrong and torch_archive.CHECKSUM in flaw) else []
+    damage = [flaw] if flaw and not (wrong and CHECKSUM in flaw) else []
     damage += [difference] if found and (difference := misfit(found)) else []
     damage += [f"{_called(entry, found)} reaches beyond the zip directory" for entry in beyond]
     damage += [f"the local header of {_called(entry, found)} is wrong" for entry in lost]
@@ -91,12 +92,6 @@ def _structure(source: Source, name: str) -> tuple[LazyObject | None, str, str]:
         return None, "", f"{damage_of(error, name)}, and so was not loaded"
     except InvalidCheckpointError as error:
         return None, damage_of(error, name), ""
-
-
-def damage_of(error: CheckpointError, name: str) -> str:
-    """Return the reason of an error as a sentence without a full stop."""
-    reason = error.reason.rstrip(".")
-    return f"it{reason.removeprefix(name)}" if reason.startswith(f"{name} ") else reason
 
 
 def _beyond(entries: Iterable[ZipEntry], end: int) -> list[ZipEntry]:

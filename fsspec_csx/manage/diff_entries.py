@@ -13,9 +13,9 @@ from fsspec_csx.formats import placeholders
 from fsspec_csx.formats.cerebras.leaf import UnreadValue
 from fsspec_csx.formats.cerebras.source import CerebrasSource, refuse_unread
 from fsspec_csx.formats.checkpoint_info import Difference
+from fsspec_csx.formats.damage import wrong_checksum
 from fsspec_csx.formats.placeholders import Placeholder
 from fsspec_csx.formats.reader import structure
-from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.tensors import compare_tensors, names, summaries, torch_compat
 from fsspec_csx.tensors.compare_tensors import Closeness, ComparedFile, ComparedPair, NumericError
 from fsspec_csx.tensors.source import Source
@@ -43,9 +43,7 @@ class _Side:
         self._source = source
         others = {key: leaf for (key, _), leaf in self.leaves.items() if isinstance(leaf, UnreadValue)}
         refuse_unread({key: leaf for key, leaf in others.items() if not leaf.runs_code}, name)
-        self.file = ComparedFile(
-            source, lambda wrong: torch_archive.damaged(name, names.of_records(found.obj, [wrong]))
-        )
+        self.file = ComparedFile(source, lambda wrong: wrong_checksum(name, names.of_records(found.obj, [wrong])))
 
     def pickle_of(self, value: UnreadValue) -> bytes:
         """Return the bytes of a pickle."""

@@ -50,7 +50,7 @@ def verify(
         try:
             source = stack.enter_context(place.source())
         except CheckpointError as error:
-            from fsspec_csx.formats.verify_report import damage_of  # only here, as it imports torch
+            from fsspec_csx.formats.damage import damage_of  # only here, as it imports torch
 
             return VerifyResult(place.display_path, 0, 0, 0, False, (damage_of(error, place.display_path),), "")
         return _verified(source, place.display_path, progress)

@@ -15,8 +15,8 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from fsspec_csx.errors import CSXError, InvalidCheckpointError, UnsafeCheckpointError, few
+from fsspec_csx.formats.damage import AGAIN
 from fsspec_csx.formats.registry import manifests
-from fsspec_csx.formats.sniff import AGAIN
 
 NAME = "__METADATA__"
 """The object that makes the objects beside it a checkpoint."""

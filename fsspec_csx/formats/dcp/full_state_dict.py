@@ -12,12 +12,12 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
+from fsspec_csx.formats.damage import AGAIN, damaged
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.boxes import Box
 from fsspec_csx.formats.dcp.layout import ShardedFolder
 from fsspec_csx.formats.dcp.manifest import ItemLocation
 from fsspec_csx.formats.dcp.reader import TensorRead, check_shards, load_bytes, read_bytes, read_tensors
-from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.tensors import names
 from fsspec_csx.tensors.names import Choice, Keys
 
@@ -129,8 +129,7 @@ class ShardedStateDict:
         covered = sum(chunk.sizes.numel() for chunk, _ in chunks)
         stored = sum(item.length for _, item in chunks)
         if covered != info.numel or stored < covered * info.dtype.itemsize:
-            reason = f"{self.folder.name} is damaged: {entry.name!r} has {covered} of {info.numel} elements."
-            raise InvalidCheckpointError(reason, AGAIN)
+            raise damaged(self.folder.name, f"{entry.name!r} has {covered} of {info.numel} elements")
         try:
             return torch.empty(info.shape, dtype=info.dtype, device=device or "cpu")
         except RuntimeError:

@@ -29,8 +29,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.formats.damage import AGAIN
 from fsspec_csx.formats.dcp.layout import MANIFEST, ShardedFolder
-from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.formats.structure_limits import DEPTH
 from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, ExcessError, ScanError, scan
 

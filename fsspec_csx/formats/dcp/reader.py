@@ -13,12 +13,12 @@ import torch
 from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
 from fsspec_csx.formats import placeholders
 from fsspec_csx.formats.base import ReadOptions
+from fsspec_csx.formats.damage import AGAIN, damaged, wrong_checksum
 from fsspec_csx.formats.dcp.boxes import Box
 from fsspec_csx.formats.dcp.layout import ShardedFolder
 from fsspec_csx.formats.dcp.manifest import ItemLocation, Plain, plain_of
 from fsspec_csx.formats.dcp.slices import Frames, Item, sliced
-from fsspec_csx.formats.sniff import AGAIN
-from fsspec_csx.formats.torch_zip import archive as torch_archive
+from fsspec_csx.formats.reader import complete
 from fsspec_csx.formats.torch_zip import reader as torch_zip_reader
 from fsspec_csx.storage.files import file_size
 from fsspec_csx.storage.threads import run_in_threads
@@ -89,7 +89,7 @@ def load_bytes(data: bytes, *, name: str, weights_only: bool = True, partial: bo
         if known is None or not (partial or placeholders.is_free(known.obj)):
             raise
         found = known
-    torch_zip_reader.complete(source, found, name=name)
+    complete(source, found, name=name)
     return found.obj
 
 
@@ -163,14 +163,14 @@ def _read_shard(folder: ShardedFolder, source: Source, wanted: Sequence[TensorRe
 
 def _run(folder: ShardedFolder, source: Source, transfers: Sequence[RecordPart], *, pinned: bool) -> None:
     if wrong := fill.run(source, transfers, pinned=pinned):
-        raise torch_archive.damaged(folder.name, shown(list(dict.fromkeys(each.name for each in wrong))))
+        raise wrong_checksum(folder.name, shown(list(dict.fromkeys(each.name for each in wrong))))
 
 
 def _transfers(folder: ShardedFolder, wanted: TensorRead, plain: Plain) -> Iterable[RecordPart]:
     """Return the transfers that read a part of a stored tensor into its target."""
     box = _box(folder, wanted, plain.shape)
     if plain.start + plain.nbytes > wanted.place.length:
-        raise InvalidCheckpointError(f"{folder.name} is damaged: {wanted.name!r} is longer than its item.", AGAIN)
+        raise damaged(folder.name, f"{wanted.name!r} is longer than its item")
     if not box.count:
         return []
     stored = torch.empty(plain.shape, dtype=plain.dtype, device="meta")
@@ -185,8 +185,7 @@ def _box(folder: ShardedFolder, wanted: TensorRead, shape: Sequence[int]) -> Box
     """Return the wanted part of a stored tensor of this shape."""
     box = Box(tuple(shape), wanted.start, tuple(wanted.target.shape))
     if not len(box.start) == len(box.shape) == len(box.lengths) or not box.fits():
-        reason = f"{folder.name} is damaged: it has no {box.lengths} at {box.start} of {wanted.name!r}, {box.shape}."
-        raise InvalidCheckpointError(reason, AGAIN)
+        raise damaged(folder.name, f"it has no {box.lengths} at {box.start} of {wanted.name!r}, {box.shape}")
     return box
 
 
@@ -214,6 +213,6 @@ def _plain_in(folder: ShardedFolder, wanted: TensorRead, item: Item, frames: Fra
         if item.whole is None:
             return plain
         frames.learn(plain)
-    torch_zip_reader.complete(file, found, name=name)
+    complete(file, found, name=name)
     wanted.target.copy_(_box(folder, wanted, tensor.shape).of(tensor))
     return None

@@ -12,6 +12,7 @@ from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import verify_report
 from fsspec_csx.formats.base import ON_CPU, Converted, ConvertOptions, Format, ReadOptions
 from fsspec_csx.formats.conversion import Conversion
+from fsspec_csx.formats.damage import damage_of
 from fsspec_csx.formats.huggingface.layout import LARGEST, Index, decoded, is_index, models
 from fsspec_csx.formats.huggingface.source import HuggingFaceSource
 from fsspec_csx.formats.huggingface.writer import FolderReplacement, HuggingFaceWriter, split
@@ -88,7 +89,7 @@ class HuggingFaceFormat(Format[HuggingFaceSource]):
             try:
                 opened.verify_whole(shard)
             except InvalidCheckpointError as error:
-                report.damage.append(verify_report.damage_of(error, shard))
+                report.damage.append(damage_of(error, shard))
             found.add(report, shard if len(source.files) > 1 else "")
         return found
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fsspec_csx.errors import InvalidCheckpointError
+from fsspec_csx.formats.damage import AGAIN
 from fsspec_csx.formats.folder_layout import FolderLayout, incomplete
 from fsspec_csx.formats.registry import SUFFIXES
-from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.storage.atomic import is_temporary
 from fsspec_csx.storage.files import file_size
 from fsspec_csx.storage.folder import Folder

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from fsspec_csx.errors import InvalidCheckpointError
+from fsspec_csx.formats.damage import AGAIN
 from fsspec_csx.formats.huggingface.layout import Index
 from fsspec_csx.formats.safetensors import reader
-from fsspec_csx.formats.sniff import AGAIN
 from fsspec_csx.storage.files import file_size
 from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.threads import run_in_threads

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats import check_little_endian, sniff
+from fsspec_csx.formats import check_little_endian
+from fsspec_csx.formats.damage import AGAIN
 from fsspec_csx.formats.safetensors.header import (
     DTYPES,
     HEADER_MAX,
@@ -84,13 +85,13 @@ def _read_header(source: Source) -> bytes:
     length = int.from_bytes(head[:LENGTH], "little")
     if head[LENGTH:] != b"{":
         reason = f"is no safetensors file, or cut short: {source.size} bytes without the start of a header."
-        raise InvalidCheckpointError(reason, sniff.AGAIN)
+        raise InvalidCheckpointError(reason, AGAIN)
     if length > HEADER_MAX:
         reason = f"is a damaged safetensors file: a header of {length} bytes, more than the {HEADER_MAX} allowed."
-        raise InvalidCheckpointError(reason, sniff.AGAIN)
+        raise InvalidCheckpointError(reason, AGAIN)
     if source.size < LENGTH + length:
         reason = f"is a safetensors file cut short: {source.size} bytes of at least {LENGTH + length}."
-        raise InvalidCheckpointError(reason, sniff.AGAIN)
+        raise InvalidCheckpointError(reason, AGAIN)
     (header,) = source.bytes_of([(LENGTH, length)])
     return header
 
@@ -191,11 +192,11 @@ def _check_spans(entries: dict[str, _Entry], available: int) -> None:
     if end > available:
         raise InvalidCheckpointError(
             f"is a safetensors file cut short: {available} bytes of tensors, and its header promises {end}.",
-            sniff.AGAIN,
+            AGAIN,
         )
     if end < available:
         raise _damaged(f"{available - end} bytes follow its last tensor")
 
 
 def _damaged(what: str) -> InvalidCheckpointError:
-    return InvalidCheckpointError(f"is a damaged safetensors file: {what}.", sniff.AGAIN)
+    return InvalidCheckpointError(f"is a damaged safetensors file: {what}.", AGAIN)

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats import sniff
+from fsspec_csx.formats.damage import damaged, wrong_checksum
 from fsspec_csx.formats.io_wrappers import TrackingReader
 from fsspec_csx.formats.torch_zip import zip_directory
 from fsspec_csx.formats.torch_zip.zip_directory import FULL_32, LOCAL, STORED, ZipEntry
@@ -23,9 +22,6 @@ from fsspec_csx.tensors.source import TAIL, Source
 
 PICKLE = "data.pkl"
 """The record with the pickled object, without the tensors' bytes."""
-
-CHECKSUM = "is damaged: the checksum of"
-"""The part of error messages that precedes the name of damaged data."""
 
 # The other records that torch.load reads.
 _METADATA = ("version", ".format_version", "byteorder", ".storage_alignment", ".data/serialization_id")
@@ -91,7 +87,7 @@ def read(source: Source, name: str) -> Archive | None:
         return None
     for entry, (_, content) in small.items():
         if entry.crc32 not in (0, crc32_of(content)):
-            raise damaged(name, f"its record {wanted[entry.name]!r}")
+            raise wrong_checksum(name, f"its record {wanted[entry.name]!r}")
     contents = {wanted[entry.name]: content for entry, (_, content) in small.items()}
     alignment = _alignment(contents)
     if alignment is None or not _is_native(contents) or not _is_blind(contents.get(PICKLE)):
@@ -133,11 +129,6 @@ def stored(source: Source) -> list[ZipEntry]:
     return [each for each in entries if each.method == STORED and each.compressed == each.size and each.crc32]
 
 
-def damaged(name: str, what: str) -> InvalidCheckpointError:
-    """Return the error for bytes that do not match their checksum."""
-    return InvalidCheckpointError(f"{name} {CHECKSUM} {what} is wrong.", sniff.AGAIN)
-
-
 class CheckedReader(TrackingReader):
     """A file for torch's reader, which reads each record's local header, and then its bytes at once.
 
@@ -170,7 +161,7 @@ class CheckedReader(TrackingReader):
                 self._records[offset] = entry
         record = self._records.get(position)
         if record is not None and len(data) == record.size and crc32_of(data) != record.crc32:
-            raise damaged(self._name, f"its record {record.name.decode(errors='replace')!r}")
+            raise wrong_checksum(self._name, f"its record {record.name.decode(errors='replace')!r}")
 
 
 def _check_sizes(entries: Sequence[ZipEntry], end: int, name: str) -> None:
@@ -180,8 +171,7 @@ def _check_sizes(entries: Sequence[ZipEntry], end: int, name: str) -> None:
     inflated = any(entry.size > _most_of(entry) for entry in entries if entry.method != STORED)
     beyond = any(entry.header + LOCAL.size + len(entry.name) + entry.compressed > end for entry in entries)
     if stored > end or compressed > end or inflated or beyond:
-        reason = f"{name} is damaged: its zip directory claims more than the {end} bytes before it."
-        raise InvalidCheckpointError(reason, sniff.AGAIN)
+        raise damaged(name, f"its zip directory claims more than the {end} bytes before it")
 
 
 def _most_of(entry: ZipEntry) -> int:

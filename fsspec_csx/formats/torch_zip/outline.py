@@ -15,8 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from fsspec_csx.errors import InvalidCheckpointError
-from fsspec_csx.formats import sniff
+from fsspec_csx.formats.damage import damaged
 from fsspec_csx.formats.placeholders import Placeholder
 from fsspec_csx.formats.torch_zip.pickle_bounds import Bounds, ExcessError, ScanError, refused, scan
 from fsspec_csx.tensors import torch_compat
@@ -188,7 +187,6 @@ def read(data: bytes, name: str) -> Outline:
     try:
         return Outline(unpickler.load(), list(unpickler.named), len(data))
     except ExcessError:
-        reason = f"{name} is damaged: its pickle makes much more than it holds."
-        raise InvalidCheckpointError(reason, sniff.AGAIN) from None
+        raise damaged(name, "its pickle makes much more than it holds") from None
     except Exception as error:  # a pickle may raise anything
         raise ScanError from error

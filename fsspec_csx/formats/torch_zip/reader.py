@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fsspec_csx.errors import CheckpointError, CheckpointLimitError, InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, UnsafeCheckpointError
 from fsspec_csx.formats import sniff, structure_limits
 from fsspec_csx.formats.base import ON_CPU, ReadOptions
+from fsspec_csx.formats.damage import AGAIN, damaged
 from fsspec_csx.formats.io_wrappers import TrackingReader
 from fsspec_csx.formats.torch_zip import archive as torch_archive
 from fsspec_csx.formats.torch_zip import outline, rebuilding
 from fsspec_csx.formats.torch_zip.archive import Archive
 from fsspec_csx.formats.torch_zip.outline import Outline
 from fsspec_csx.formats.torch_zip.pickle_bounds import BUILTINS, ScanError
-from fsspec_csx.tensors import fill, names, torch_compat
+from fsspec_csx.tensors import names, torch_compat
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.source import Source
 
@@ -172,18 +173,6 @@ def _is_fake_mode() -> bool:
     return type(torch.empty(0, device="cpu")) is not torch.Tensor
 
 
-def complete(source: Source, found: LazyObject, *, name: str) -> None:
-    """Fill the tensors of a lazy object. Raise an InvalidCheckpointError if checksums do not match."""
-    wrong = fill.fill(source, found.records)
-    if not wrong:
-        return
-    try:
-        structure_limits.check_entries(found.obj, name)
-    except CheckpointLimitError:
-        raise torch_archive.damaged(name, names.shown([record.name for record in wrong])) from None
-    raise torch_archive.damaged(name, names.of_records(found.obj, wrong))
-
-
 def _explain(
     error: Exception, file: TrackingReader, name: str, map_location: MAP_LOCATION, weights_only: bool
 ) -> CheckpointError | None:
@@ -197,14 +186,14 @@ def _explain(
         reason = f"{name} has a storage on a device of which torch {torch.__version__} does not know the kind."
         return InvalidCheckpointError(reason, "Load it with map_location='cpu', or save it again from a CPU.")
     if _out_of_memory(error):
-        reason = f"{name} is damaged: it asks for much more memory than its {file.size} bytes can fill."
-        return InvalidCheckpointError(reason, sniff.AGAIN) if weights_only and _is_room(file.size) else None
+        too_much = f"it asks for much more memory than its {file.size} bytes can fill"
+        return damaged(name, too_much) if weights_only and _is_room(file.size) else None
     if found := file.unmasked(lambda: _damage(file)):
         return InvalidCheckpointError(f"{name} {found[0]}", found[1])
     if weights_only and isinstance(error, pickle.UnpicklingError):
         return _unsafe(name, *_pickles(file))
     if _raised_while_decoding(error) and (weights_only or isinstance(error, _NONSENSE)):
-        return InvalidCheckpointError(f"{name} is damaged ({_gist(error)}).", sniff.AGAIN)
+        return InvalidCheckpointError(f"{name} is damaged ({_gist(error)}).", AGAIN)
     return None
 
 
@@ -218,7 +207,7 @@ def _unreadable(file: TrackingReader, name: str) -> CheckpointError:
         if protocol not in _PROTOCOLS or not _allowed().issuperset(named):
             return _unsafe(name, protocol, named)
         what = "its pickle has memo indexes beyond its length, or is none that torch.save writes"
-        return InvalidCheckpointError(f"{name} is damaged: {what}.", sniff.AGAIN)
+        return damaged(name, what)
 
     return file.unmasked(explain)
 
@@ -271,7 +260,7 @@ def _damage(file: TrackingReader) -> tuple[str, str] | None:
             names = zipfile.ZipFile(file).namelist()
         except _NOT_WHOLE:
             what = "looks like a torch checkpoint cut short"
-            return f"{what}: {file.size} bytes without the zip directory that ends one.", sniff.AGAIN
+            return f"{what}: {file.size} bytes without the zip directory that ends one.", AGAIN
         root = names[0].partition("/")[0] if names else ""
         if f"{root}/constants.pkl" in names:
             return "is a TorchScript archive.", "Load it with torch.jit.load."
@@ -281,7 +270,7 @@ def _damage(file: TrackingReader) -> tuple[str, str] | None:
     try:
         _pickles(file)
     except _NOT_WHOLE as error:
-        return f"is cut short or damaged: its pickle is not whole ({error}).", sniff.AGAIN
+        return f"is cut short or damaged: its pickle is not whole ({error}).", AGAIN
     return None
 
 

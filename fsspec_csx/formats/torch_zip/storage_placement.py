@@ -9,7 +9,7 @@ import torch
 from torch import serialization
 
 from fsspec_csx.formats.base import ReadOptions
-from fsspec_csx.formats.torch_zip import archive as torch_archive
+from fsspec_csx.formats.damage import wrong_checksum
 from fsspec_csx.formats.torch_zip.archive import Archive
 from fsspec_csx.formats.torch_zip.pickle_bounds import refused
 from fsspec_csx.tensors import fill
@@ -80,7 +80,7 @@ class StoragePlacer:
 
     def _placed_now(self, record: Record, location: str) -> Any:
         if fill.fill(self._source, [record]):
-            raise torch_archive.damaged(self._name, repr(record.name))
+            raise wrong_checksum(self._name, repr(record.name))
         target = self._target(location)
         if target is not None:
             return _restored(record.storage, target)
