@@ -162,7 +162,7 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
                 data = planner.resolve_data(item) if resolved is None else resolved
                 if item.type == WriteItemType.BYTE_IO:
                     assert isinstance(data, io.BytesIO)
-                    place = shard.add_bytes(data.getbuffer())
+                    place = shard.add_bytes(data.getvalue())
                 else:
                     assert isinstance(data, torch.Tensor)
                     memory.check([(item.index.fqn, data)])

@@ -105,12 +105,23 @@ def _allocate(size: int, name: object) -> bytes:
         raise TooLargeError(reason, remedy) from None
 
 
+class _UnclosedBytesIO(io.BytesIO):
+    """The memory of a BytesBuffer.
+
+    The garbage collector closes files before it frees views of their memory, and from Python 3.13 reports that as an
+    error.
+    """
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 class BytesBuffer:
     """Writable memory that becomes a bytes object without a copy."""
 
     def __init__(self, size: int, name: object) -> None:
         self._size = size
-        self._file = io.BytesIO(_allocate(size, name))
+        self._file = _UnclosedBytesIO(_allocate(size, name))
         self.memory = self._file.getbuffer()
 
     def __enter__(self) -> BytesBuffer:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -182,6 +183,37 @@ def test_wrong_answer_is_no_data(
     if read == "get_file":
         assert (tmp_path / "local").read_bytes() == b"old"
         assert sorted(os.listdir(tmp_path)) == ["home", "local"]
+
+
+FAILING = """
+import fsspec, gc, sys
+
+def read():
+    try:
+        fs.cat_file(sys.argv[1])
+    except OSError as error:
+        last = error  # a cycle, through its traceback
+        print(last)
+
+fs = fsspec.filesystem("s3", config_kwargs={"retries": {"total_max_attempts": 2}})
+fs.retries = 1
+read()
+gc.collect()
+"""
+
+
+@pytest.mark.slow
+def test_memory_of_a_failed_read(environment: LocalS3, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The collector frees it without an error, which Python 3.13 would print, and older ones in development mode."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+    begin = "bytes=0-"
+    fault = Fault("GET", times=1000, when=lambda request: begin not in request.headers.get("range", begin))
+    fault.status, fault.headers = 206, {"Content-Range": "nonsense"}
+    proxy.faults = [fault]
+    command = [sys.executable, "-X", "dev", "-W", "ignore", "-c", FAILING, PATH]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert "broke the connection" in done.stdout
+    assert "BufferError" not in done.stderr
 
 
 @pytest.mark.parametrize("read", thinned(WHOLE, "cat_file"))

@@ -33,7 +33,7 @@ class Shard:
         self._joining = JoiningWriter(self._file.write)
         self._known: dict[tuple[Any, ...], ItemLocation] = {}
 
-    def add_bytes(self, data: memoryview) -> ItemLocation:
+    def add_bytes(self, data: bytes) -> ItemLocation:
         """Write an item of bytes."""
         return self._placed(lambda: self._write(data))
 
