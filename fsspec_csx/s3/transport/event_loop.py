@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent import futures
 from concurrent.futures import CancelledError, Future, wait
 from typing import Any
 
@@ -90,7 +91,7 @@ class Work(Future[Any]):
         try:
             self.schedule()
             return self.result(timeout or None)
-        except (TimeoutError, asyncio.TimeoutError) as error:
+        except (TimeoutError, asyncio.TimeoutError, futures.TimeoutError) as error:
             self.end()
             raise FSTimeoutError from error
         except BaseException:
