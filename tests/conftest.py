@@ -43,8 +43,9 @@ def pytest_configure() -> None:
     """Hear Ctrl-C, also where the shell that started the suite in the background has it ignored.
 
     moto's handler of requests goes: it is for programs that run moto in their own process. How long hypothesis takes
-    for an example depends on what else the machine does.
+    for an example depends on what else the machine does. From Python 3.12, each fork beside threads warns.
     """
+    os.environ["PYTHONWARNINGS"] = "ignore:This process:DeprecationWarning"
     settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("suite")
     BUILTIN_HANDLERS[:] = [each for each in BUILTIN_HANDLERS if not isinstance(each[1], BotocoreStubber)]

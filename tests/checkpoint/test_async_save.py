@@ -810,9 +810,8 @@ def test_failure_at_exit(tmp_path: Path, end: str, status: int) -> None:
 def test_failure_and_children(tmp_path: Path, kind: str, status: int) -> None:
     """A child's exit status reports a save of its own that failed, and not of one of its parent's."""
     (tmp_path / "children.py").write_text(CHILDREN)
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore::DeprecationWarning"}
     command = [*python(), str(tmp_path / "children.py"), str(tmp_path), kind]
-    ended = subprocess.run(command, env=environment, timeout=100, capture_output=True, text=True)
+    ended = subprocess.run(command, timeout=100, capture_output=True, text=True)
     assert ended.returncode == status, ended.stderr
     assert "x.pt was not saved: " in ended.stderr
 
@@ -848,7 +847,7 @@ def test_too_late(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_fork(tmp_path: Path) -> None:
     """A forked child neither waits for its parent's saves nor touches them, and may save itself."""
-    ended = run(FORKING, str(tmp_path), env={**os.environ, "PYTHONWARNINGS": "ignore::DeprecationWarning"})
+    ended = run(FORKING, str(tmp_path))
     assert (ended.returncode, ended.stderr) == (0, "")
     assert load(tmp_path / "child.pt") == [1]
     assert load(tmp_path / "parent.pt")["x"].sum() == MIB

@@ -538,8 +538,7 @@ def test_one_process_at_a_time(run: str, tmp_path: Path) -> None:
 def test_forked(tmp_path: Path) -> None:
     """A child does not wait for ever for the local half of its parent's save."""
     command = [*python(), "-c", FORKING, str(tmp_path / "x.mdl"), str(tmp_path / "disk")]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore::DeprecationWarning"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert load(tmp_path / "x.mdl") == [1]
 

@@ -157,7 +157,6 @@ def test_threads_at_once() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_forked_child_has_none() -> None:
     """A forked child lets go of free buffers, and keeps what it refers to."""
     held, first = snapshot.copy_storages(storages(3 * MIB)), snapshot.copy_storages(storages(2 * MIB))

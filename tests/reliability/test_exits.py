@@ -47,7 +47,6 @@ def test_exits(server: LocalS3, fs: CSXFileSystem, bucket: str, monkeypatch: pyt
     fs.pipe_file(path, blob(OLD))
     for variable, value in server.environment().items():
         monkeypatch.setenv(variable, value)
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore::DeprecationWarning")  # of forks beside threads
     with fault_proxy(server.endpoint_url) as proxy:
         proxy.faults = [Fault("PUT", query="partNumber", times=999, delay=0.3)]
         over = threading.Event()

@@ -252,7 +252,6 @@ def test_secret_is_not_in_the_repr(server: LocalS3) -> None:
         assert server.identity.secret_key not in shown
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_forked_child_does_not_stop_the_server(server: LocalS3) -> None:
     """A forked child that leaves the block leaves the server to its parent."""
     child = os.fork()
