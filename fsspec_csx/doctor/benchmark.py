@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fsspec.exceptions import FSTimeoutError
+
 from fsspec_csx.doctor.bucket_checks import remove_versions
 from fsspec_csx.doctor.effective_config import ProbeFileSystem
 from fsspec_csx.s3.delete import bulk_delete
@@ -172,7 +174,7 @@ class Benchmark:
         began, cpu = time.monotonic(), time.process_time()
         try:
             run_and_wait(self._fs, call, max(_MIN_TRIAL_SECONDS, self._left))
-        except TimeoutError:
+        except FSTimeoutError:
             if self._left > 0:  # the store raised the error, not the time limit
                 raise
             return None

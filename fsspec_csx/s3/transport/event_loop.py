@@ -86,7 +86,7 @@ class Work(Future[Any]):
         """Schedule the work and return its result; Ctrl-C, or another exception, ends the work too.
 
         Raises:
-            fsspec.FSTimeoutError: a TimeoutError, if it takes longer than ``timeout`` seconds, or raises one itself.
+            fsspec.FSTimeoutError: if it takes longer than ``timeout`` seconds, or raises a TimeoutError itself.
         """
         try:
             self.schedule()
