@@ -275,7 +275,7 @@ async def find(
     files = [each for each in below if each["type"] != "directory"]
     if not files and not prefix:
         with suppress(FileNotFoundError):
-            files = [with_version(fs, path, await lookup(fs, path))]
+            files = [with_version(fs, path, await lookup(fs, path.rstrip("/")))]
     return by_name([*below, *files] if withdirs else files, detail)
 
 

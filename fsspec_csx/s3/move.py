@@ -17,7 +17,7 @@ from fsspec_csx.s3.names import PathPair, check_distinct, folder_error
 from fsspec_csx.s3.transport.call_scope import contained
 from fsspec_csx.s3.transport.checksum import of_object
 from fsspec_csx.s3.transport.compat import run_in_chunks
-from fsspec_csx.s3.trees import copy_pairs
+from fsspec_csx.s3.trees import becomes_bucket, copy_pairs
 
 # Matches an ETag that may be the MD5 of the content.
 _MD5 = re.compile(r'"?[0-9a-f]{32}"?')
@@ -42,7 +42,7 @@ async def mv(
     check_distinct(pairs)
     files = [each for each in pairs if each.type != "directory"]
     moved = [each for each in files if fs.split_path(each.source) != fs.split_path(each.target)]
-    calls = [_copy_and_compare(fs, each, **kwargs) for each in moved]
+    calls = [_copy_and_compare(fs, each, **kwargs) for each in moved if not becomes_bucket(fs, each)]
     await run_in_chunks(calls, batch_size=fs.batch_size, nofiles=True)
     await delete_objects(fs, [each.source for each in moved])
 

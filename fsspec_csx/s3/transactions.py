@@ -20,6 +20,7 @@ from fsspec_csx.s3.exit_calls import Opening, innermost_error
 from fsspec_csx.s3.interrupt import interruptible
 from fsspec_csx.s3.part_sizes import LEAST_PART
 from fsspec_csx.s3.transport.threads import run_in_thread
+from fsspec_csx.s3.versions import check_writable
 
 _PIECE = 8 * 2**20
 
@@ -43,8 +44,11 @@ async def write(
     stopped = threading.Event()
 
     def write_pieces() -> None:
-        # If the transaction has ended meanwhile, nothing commits the file.
-        with fs.open(path, "xb" if mode == "create" else "wb", block_size=size, autocommit=False, **options) as file:
+        # If the transaction has ended meanwhile, nothing commits the file. ``open`` would drop a slash at its end.
+        target, create = "/".join(check_writable(fs, path)), mode == "create"
+        file = fs._open(target, "xb" if create else "wb", block_size=size, autocommit=False, **options)
+        fs.transaction.files.append(file)
+        with file:
             for piece in pieces:
                 file.write(piece)
                 if stopped.is_set():

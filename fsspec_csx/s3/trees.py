@@ -60,7 +60,8 @@ async def copy(
     """
     pairs = await copy_pairs(fs, path1, path2, recursive, maxdepth)
     check_distinct(pairs)
-    calls = [_unless_folder(fs, fs._cp_file, each, **kwargs) for each in pairs if each.type != "directory"]
+    files = [each for each in pairs if each.type != "directory" and not becomes_bucket(fs, each)]
+    calls = [_unless_folder(fs, fs._cp_file, each, **kwargs) for each in files]
     size = batch_size or fs.batch_size
     results = await run_in_chunks(calls, batch_size=size, return_exceptions=True, nofiles=True)
     ignored = FileNotFoundError if (on_error or ("ignore" if recursive else "raise")) == "ignore" else ()
@@ -82,6 +83,11 @@ async def copy_pairs(fs: Any, path1: Any, path2: Any, recursive: bool, maxdepth:
     for each in pairs:
         check_writable(fs, each.target)
     return pairs
+
+
+def becomes_bucket(fs: Any, pair: PathPair) -> bool:
+    """Return whether a pair copies the marker of a folder to a bucket, which needs none."""
+    return pair.size == 0 and pair.source.endswith("/") and not fs.split_path(pair.target)[1]
 
 
 def _plain(fs: Any, path: str) -> str:
@@ -162,7 +168,7 @@ async def cat(
     """Return the bytes of an object; or, for a list or a pattern, a dict of the bytes of many by name.
 
     Args:
-        on_error: "raise", "return" (exceptions instead of bytes), or "omit" (leave out objects that failed).
+        on_error: "raise", "return" (exceptions instead of bytes), or "omit" (leave out those of many that failed).
     """
     found = await _sources(fs, path, recursive, None)
     names = list(dict.fromkeys(path_of(entry) for each in found for entry in each.files))
@@ -174,10 +180,12 @@ async def cat(
     else:
         calls = [fs._cat_file(each, **kwargs) for each in names]
         read = await run_in_chunks(calls, batch_size=size, return_exceptions=True, nofiles=True)
-    if on_error == "raise":
+    single = isinstance(path, str) and not found[0].is_match
+    single = single and [each["name"] for each in found[0].files] == [found[0].root]
+    if on_error == "raise" or (on_error == "omit" and single):
         for error in filter(is_exception, read):
             raise error
-    if isinstance(path, str) and not found[0].is_match and [each["name"] for each in found[0].files] == [found[0].root]:
+    if single:
         return read[0]
     pairs = zip(names, read, strict=True)
     return {name: data for name, data in pairs if on_error != "omit" or not is_exception(data)}
@@ -236,7 +244,7 @@ async def pipe(fs: Any, path: Any, value: Any = None, batch_size: int | None = N
         ValueError: before any upload, if a path names a version.
     """
     named: Mapping[str, Any] = {path: value} if isinstance(path, str) else path
-    contents = {fs._strip_protocol(each): data for each, data in named.items()}
+    contents = {_plain(fs, each): data for each, data in named.items()}
     for each in contents:
         check_writable(fs, each)
     alone = lambda name: fs._pipe_file(name, contents[name], **kwargs)  # noqa: E731

@@ -126,6 +126,13 @@ def put(store: Store, name: str, model: Model, folder: Path) -> None:
     model[name] = b"sent"
 
 
+def pipe(store: Store, name: str, model: Model, folder: Path) -> None:
+    store.fs.pipe({f"s3://{store.path(name)}": b"sent", store.path("other"): b"1"})
+    with store.fs.transaction:
+        store.fs.pipe({store.path(name): b"sent again"})
+    model |= {name: b"sent again", "other": b"1"}
+
+
 def changes(way: str) -> Callable[[Store, str, Model, Path], None]:
     """What a method does to the objects of a bucket."""
 
@@ -161,6 +168,7 @@ WRITES: dict[str, Callable[[Store, str, Model, Path], None]] = {
     "append": append,
     "write": write,
     "put": put,
+    "pipe": pipe,
     **{
         way: changes(way)
         for way in (
@@ -435,6 +443,58 @@ def test_folder_is_not_an_object(store: Store) -> None:
         with pytest.raises(FileNotFoundError):
             call(store.path("d"))
     assert store.contents() == model
+
+
+def test_bucket_is_not_an_object(store: Store, new_bucket: str, tmp_path: Path) -> None:
+    """A bucket where an object is needed is an error of Python's, and changes nothing."""
+    fs, local = store.fs, tmp_path / "file"
+    local.write_bytes(b"new")
+    store.fill({"a": b"0"})
+    for path in (store.bucket, f"s3://{store.bucket}", new_bucket):
+        for read in (fs.cat, fs.cat_file, lambda path: fs.get_file(path, str(tmp_path / "got"))):
+            with pytest.raises(FileNotFoundError, match="object"):
+                read(path)
+        for change in (
+            lambda path: fs.pipe_file(path, b"new"),
+            lambda path: fs.pipe({path: b"new", store.path("b/"): b""}),
+            lambda path: fs.put_file(str(local), path),
+            lambda path: fs.cp_file(store.path("a"), path),
+            fs.touch,
+        ):
+            with pytest.raises(ValueError, match=f"{path.removeprefix('s3://')} names no object"):
+                change(path)
+    assert not any(map(fs.isfile, ("", "s3://", store.bucket, new_bucket)))
+    assert store.contents().keys() <= {"a", "b/"}
+    assert not fs.exists(new_bucket)
+
+
+@pytest.mark.parametrize("method", ["cp", "mv"])
+def test_folder_to_a_bucket(moto_store: Store, new_bucket: str, method: str) -> None:
+    """What a folder holds goes to the root of a bucket without the folder's marker."""
+    moto_store.fill({"folder/": b"", "folder/a": b"1", "folder/b/": b""})
+    getattr(moto_store.fs, method)(moto_store.path("folder/"), f"s3://{new_bucket}/", recursive=True)
+    found = moto_store.client.list_objects_v2(Bucket=new_bucket)["Contents"]
+    assert [each["Key"] for each in found] == ["a", "b/"]
+    assert bool(moto_store.contents()) == (method == "cp")
+
+
+def test_file_with_a_slash(moto_store: Store) -> None:
+    """find and du take the name of a file with a slash behind it, as ls and info do; a marker is no file."""
+    fs = moto_store.fs
+    moto_store.fill({"file": b"12", "marked/": b""})
+    for method in (fs.find, fs.ls, fs.glob, fs.expand_path):
+        assert method(moto_store.path("file/")) == [moto_store.path("file")]
+    assert fs.du(moto_store.path("file/")) == fs.info(moto_store.path("file/"))["size"] == 2
+    assert fs.find(moto_store.path("marked/")) == fs.ls(moto_store.path("marked/")) == []
+
+
+def test_omitted_object(store: Store) -> None:
+    """cat of one object cannot leave it out, and raises its error; of many it can."""
+    store.fill({"a": b"1"})
+    with pytest.raises(FileNotFoundError):
+        store.fs.cat(store.path("missing"), on_error="omit")
+    assert isinstance(store.fs.cat(store.path("missing"), on_error="return"), FileNotFoundError)
+    assert store.fs.cat([store.path("missing"), store.path("a")], on_error="omit") == {store.path("a"): b"1"}
 
 
 @pytest.mark.parametrize("url", ["s3://{}", "{}", "s3://{}/", "{}/"])

@@ -81,7 +81,7 @@ def explain(error: Exception, request: FailedRequest) -> Exception:
     if isinstance(error, (InvalidResponseError, ResponseParserError)):
         return _meaningless(request, str(error))
     if isinstance(error, boto.ParamValidationError):
-        return _by_table(request, {"Code": _INVALID_NAME}) or error if "bucket name" in str(error) else error
+        return _invalid(error, request)
     if isinstance(cause := getattr(error, "kwargs", {}).get("error"), UnusualResponseError):
         return _meaningless(request, str(cause))
     if isinstance(error, (boto.ConnectionError, boto.ConnectionClosedError, boto.ReadTimeoutError)):
@@ -104,6 +104,17 @@ def explain(error: Exception, request: FailedRequest) -> Exception:
     refused = errors.RefusedError(reason, "Look the code up in the manual of the endpoint, or ask those who run it.")
     refused.errno = error.errno
     return refused
+
+
+def _invalid(error: Exception, request: FailedRequest) -> Exception:
+    if "bucket name" in str(error):
+        return _by_table(request, {"Code": _INVALID_NAME}) or error
+    if request.key or "parameter Key" not in str(error):
+        return error
+    reason, remedy = f"{request.target} names no object.", "Give a bucket and a name, as in s3://bucket/name."
+    if request.operation == "GetObject":
+        return errors.ObjectNotFoundError(reason, remedy)
+    return ValueError(f"{reason} {remedy}")
 
 
 def object_changed_error(target: str) -> errors.ObjectChangedError:
