@@ -120,10 +120,12 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     @staticmethod
     def close_session(loop: Any, s3: Any) -> None:
         """Close the connections; s3fs would wait for the parent's event loop in a forked process."""
-        if s3.pid == os.getpid():
-            S3FileSystem.close_session(loop, s3)
-        else:
+        if s3.pid != os.getpid():
             _of_parent.append(s3)  # otherwise aiohttp warns that it was not closed
+        elif loop is not None and loop.is_running() and asyncio._get_running_loop() not in (None, loop):
+            s3.made = None  # its own finalizer closes it on ``loop``; s3fs would use the loop of this thread
+        else:
+            S3FileSystem.close_session(loop, s3)
 
     # -- signing in -------------------------------------------------------------------------------------------------
 

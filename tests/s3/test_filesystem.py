@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
 import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -210,6 +212,25 @@ def test_many_threads(server: LocalS3, bucket: str) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(work, range(8))) == [str(number).encode() for number in range(8)]
+
+
+def test_dropped_while_another_loop_runs(server: LocalS3, bucket: str) -> None:
+    """Connections close on the filesystem's event loop, whatever loop runs in the thread that drops the filesystem."""
+    errors: list[dict[str, object]] = []
+
+    async def work() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, error: errors.append(error))
+        fs = CSXFileSystem(skip_instance_cache=True, **server.storage_options())
+        await asyncio.to_thread(fs.ls, bucket)
+        client = weakref.ref(fs._s3)
+        del fs
+        gc.collect()
+        await asyncio.sleep(0.1)
+        gc.collect()
+        assert client() is None
+
+    asyncio.run(work())
+    assert errors == []
 
 
 def test_file_is_an_s3_file(fs: CSXFileSystem, bucket: str) -> None:
