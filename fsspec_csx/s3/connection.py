@@ -247,10 +247,11 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     ) -> Exception:
         source = kwargs.get("CopySource")
         named = source if isinstance(source, dict) and code_of(error) in _OF_SOURCE else kwargs
+        version = named.get("VersionId")
         request = FailedRequest(
             operation="".join(word.capitalize() for word in method.split("_")),
             bucket=str(named.get("Bucket", "")),
-            key=str(named.get("Key", "")),
+            key=str(named.get("Key", "")) + (f"?versionId={version}" if version else ""),
             exclusive="IfNoneMatch" in kwargs,
             pinned="CopySourceIfMatch" in kwargs or (method in _WRITES and "IfMatch" in kwargs),
             endpoint=self._endpoint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -79,6 +80,10 @@ class ReadFile(S3File):  # type: ignore[misc]
         """Read up to and including the next line feed, or to the end."""
         # fsspec would copy a whole block for each line.
         return bytes(self.readuntil(b"\n", min(self.blocksize, _LINE)))
+
+    def readlines(self) -> list[bytes]:
+        """Read all lines to the end."""
+        return io.BytesIO(self.read()).readlines()  # fsspec would return an empty line at the end
 
     def read(self, length: int | None = -1) -> bytes:
         """Read up to ``length`` bytes from the current position, or to the end."""

@@ -141,6 +141,15 @@ def test_writing_to_a_version(store: Store, versions: dict[bytes, str], tmp_path
     assert store.contents() == {"k": b"current"}
 
 
+def test_missing_version(store: Store, versions: dict[bytes, str]) -> None:
+    """The error names the version, as the object exists."""
+    fs, path = store.filesystem(version_aware=True), f"{store.path('k')}?versionId={versions[b'old']}"
+    fs.rm(path)
+    for read in (fs.cat_file, fs.info, fs.open):
+        with pytest.raises(FileNotFoundError, match=f"k.versionId={versions[b'old']}"):
+            read(path)
+
+
 def test_finding_versions(store: Store) -> None:
     """A search lists each version, however deep it goes; neither it nor a listing of versions is cached."""
     store.make_versioned()

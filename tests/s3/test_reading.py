@@ -122,6 +122,7 @@ def test_lines(fs: CSXFileSystem) -> None:
     with fs.open("reading/lines", "rb") as file:
         assert file.readline() == mirror.readline()
         assert file.readlines() == mirror.readlines()
+        assert file.readlines() == mirror.readlines() == []
     with fs.open("reading/lines", "rb") as file:
         mirror.seek(0)
         assert list(file) == list(mirror)
