@@ -115,6 +115,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     protocol = ("s3", "s3a", "csx")
     # A file that an exception leaves publishes nothing, so writers need no temporary name.
     atomic_writes = True
+    transaction_type = transactions.ExclusiveTransaction
     _writes_create_buckets = True
     _extra_tokenize_attributes = (*S3FileSystem._extra_tokenize_attributes, "environment_token")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from fsspec.callbacks import Callback
 from fsspec.implementations import cached
+from fsspec.transaction import Transaction
 
 from fsspec_csx.s3.exit_calls import Opening, innermost_error
 from fsspec_csx.s3.interrupt import interruptible
@@ -23,6 +24,19 @@ from fsspec_csx.s3.transport.threads import run_in_thread
 from fsspec_csx.s3.versions import check_writable
 
 _PIECE = 8 * 2**20
+
+
+class ExclusiveTransaction(Transaction):  # type: ignore[misc]  # fsspec has no types
+    """A transaction that refuses to begin within another one of the filesystem, whose files it would lose."""
+
+    def start(self) -> None:
+        """Begin; RuntimeError if a transaction has begun, perhaps in another thread."""
+        if self.fs._intrans:
+            msg = (
+                "The filesystem is in a transaction. End it first, or use another instance (skip_instance_cache=True)."
+            )
+            raise RuntimeError(msg)
+        super().start()
 
 
 def pieces_of(path: str, callback: Callback, ready: Callable[[], object]) -> Iterator[bytes]:

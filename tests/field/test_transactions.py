@@ -46,6 +46,20 @@ def local(tmp_path: Path) -> Path:
     return tmp_path / "source" / "object"
 
 
+def test_transaction_in_a_transaction(fs: CSXFileSystem, path: str) -> None:
+    """It is refused, as it would lose what the outer one has written, and the outer one can go on."""
+    with fs.transaction:
+        fs.pipe_file(path, b"new")
+        with pytest.raises(RuntimeError, match="in a transaction"), fs.transaction:
+            pass
+        fs.pipe_file(f"{path}2", b"more")
+        assert fs.cat_file(path) == b"old"
+    assert (fs.cat_file(path), fs.cat_file(f"{path}2")) == (b"new", b"more")
+    with fs.transaction:
+        fs.pipe_file(path, b"newer")
+    assert fs.cat_file(path) == b"newer"
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_waits_for_the_end(fs: CSXFileSystem, path: str, local: Path, way: str) -> None:
     """What is written in a transaction is published at its end, from the memory and the file as they were."""
