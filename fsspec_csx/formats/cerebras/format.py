@@ -22,7 +22,7 @@ from fsspec_csx.formats.cerebras.source import CerebrasSource, LeafSpan
 from fsspec_csx.formats.cerebras.writer import CerebrasWriter
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
 from fsspec_csx.formats.damage import damage_of
-from fsspec_csx.formats.torch_zip.storage_placement import placed
+from fsspec_csx.formats.storage_placement import placed
 from fsspec_csx.formats.verify_report import Report, Sum
 from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.folder import Folder

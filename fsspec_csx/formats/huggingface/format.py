@@ -16,7 +16,7 @@ from fsspec_csx.formats.damage import damage_of
 from fsspec_csx.formats.huggingface.layout import LARGEST, Index, decoded, is_index, models
 from fsspec_csx.formats.huggingface.source import HuggingFaceSource
 from fsspec_csx.formats.huggingface.writer import FolderReplacement, HuggingFaceWriter, split
-from fsspec_csx.formats.torch_zip.storage_placement import placed
+from fsspec_csx.formats.storage_placement import placed
 from fsspec_csx.formats.verify_report import Report, Sum
 from fsspec_csx.formats.writer import Target
 from fsspec_csx.storage.folder import Folder

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec_csx.formats.base import ON_CPU, FileFormat, ReadOptions
 from fsspec_csx.formats.safetensors import header, reader, writer
 from fsspec_csx.formats.safetensors.writer import Prepared
-from fsspec_csx.formats.torch_zip.storage_placement import placed
+from fsspec_csx.formats.storage_placement import placed
 from fsspec_csx.formats.writer import FileWriter
 from fsspec_csx.tensors.lazy_object import LazyObject
 from fsspec_csx.tensors.snapshot import copies_of

@@ -14,12 +14,13 @@ import torch
 
 from fsspec_csx.formats.base import ON_CPU, ReadOptions
 from fsspec_csx.formats.placeholders import Placeholder
+from fsspec_csx.formats.storage_placement import StoragePlacer
 from fsspec_csx.formats.torch_zip.archive import Archive
 from fsspec_csx.formats.torch_zip.outline import FROM_TYPE, Named, Outline, Stored
 from fsspec_csx.formats.torch_zip.pickle_bounds import FACTORIES, Bounds, refused
-from fsspec_csx.formats.torch_zip.storage_placement import ArchiveStorages, StoragePlacer
 from fsspec_csx.tensors import torch_compat
 from fsspec_csx.tensors.lazy_object import LazyObject
+from fsspec_csx.tensors.memory import reserved
 from fsspec_csx.tensors.source import Source
 
 _DIMENSIONS = 64
@@ -266,6 +267,25 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "torch.device": lambda _, *args: torch.device(*args),
     FROM_TYPE: Rebuilding._of_type,
 }
+
+
+class ArchiveStorages:
+    """The storages of an archive, made on demand."""
+
+    def __init__(self, archive: Archive, placer: StoragePlacer) -> None:
+        self._placer = placer
+        self._found = {entry.name.split(b"/", 2)[2]: (entry, offset) for entry, offset in archive.data}
+        self._made: dict[str, torch.UntypedStorage] = {}
+
+    def get(self, key: str, location: str, nbytes: int) -> torch.UntypedStorage:
+        """Return the storage with a key; raise an UnpicklingError if its size is not ``nbytes``."""
+        entry, offset = self._found[key.encode()]
+        if entry.size != nbytes:
+            raise refused("a storage that does not have the size of its record")
+        if key not in self._made:
+            record = entry.record(offset, reserved(nbytes, torch.device("cpu")))
+            self._made[key] = self._placer.place(record, location)
+        return self._made[key]
 
 
 def structure(

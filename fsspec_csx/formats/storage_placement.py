@@ -10,8 +10,6 @@ from torch import serialization
 
 from fsspec_csx.formats.base import ReadOptions
 from fsspec_csx.formats.damage import wrong_checksum
-from fsspec_csx.formats.torch_zip.archive import Archive
-from fsspec_csx.formats.torch_zip.pickle_bounds import refused
 from fsspec_csx.tensors import fill
 from fsspec_csx.tensors.lazy_object import LazyObject, Record
 from fsspec_csx.tensors.memory import reserved
@@ -90,25 +88,6 @@ class StoragePlacer:
 
 def _restored(storage: torch.UntypedStorage, location: str) -> Any:
     return serialization.default_restore_location(storage, location)  # type: ignore[no-untyped-call]
-
-
-class ArchiveStorages:
-    """The storages of an archive, made on demand."""
-
-    def __init__(self, archive: Archive, placer: StoragePlacer) -> None:
-        self._placer = placer
-        self._found = {entry.name.split(b"/", 2)[2]: (entry, offset) for entry, offset in archive.data}
-        self._made: dict[str, torch.UntypedStorage] = {}
-
-    def get(self, key: str, location: str, nbytes: int) -> torch.UntypedStorage:
-        """Return the storage with a key; raise an UnpicklingError if its size is not ``nbytes``."""
-        entry, offset = self._found[key.encode()]
-        if entry.size != nbytes:
-            raise refused("a storage that does not have the size of its record")
-        if key not in self._made:
-            record = entry.record(offset, reserved(nbytes, torch.device("cpu")))
-            self._made[key] = self._placer.place(record, location)
-        return self._made[key]
 
 
 def placed(source: Source, found: LazyObject, name: str, options: ReadOptions) -> LazyObject:
