@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -119,16 +120,10 @@ def above(name: str) -> Iterator[str]:
 
 def _nearest(unknown: Sequence[str], present: Sequence[str]) -> str:
     known = list(dict.fromkeys(each for name in present if len(name) <= _LONGEST for each in above(name)))
-    near: list[str] = []
-    effort = 0
-    for name in unknown[:_SHOWN]:
-        looked_at = []
-        for each in known:
-            effort += len(str(name)) * len(each)
-            if effort > _EFFORT:
-                break
-            looked_at.append(each)
-        near += difflib.get_close_matches(str(name), looked_at, 2, 0.4)
+    wanted = [str(name) for name in unknown[:_SHOWN]]
+    most = _EFFORT / max(1, sum(map(len, wanted)))
+    known = [each for each, length in zip(known, itertools.accumulate(map(len, known)), strict=True) if length <= most]
+    near = [match for name in wanted for match in difflib.get_close_matches(name, known, 2, 0.4)]
     if near:
         return f"The nearest names are {shown(list(dict.fromkeys(near)))}."
     return f"It has {shown(present)}." if any(present) else "It has no entries of a name."
