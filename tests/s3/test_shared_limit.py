@@ -343,16 +343,21 @@ def test_forked_process(environment: LocalS3, bucket: str) -> None:
     subprocess.run([*python(), "-c", FORKED, f"{bucket}/key"], check=True, timeout=100)
 
 
-def test_threads_end_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads that were needed for a far store end when nothing is read any more."""
+def test_threads_and_connections_end_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is kept of a filesystem that reads no more: a process may make one for each of many credentials."""
+
+    def connections() -> int:
+        return sum("process_request" in thread.name for thread in threading.enumerate())  # the server has one for each
+
     with listening(Store(0.03, together=MIN_REQUESTS + 1).answer) as listener:
         fs = connected(listener)
         read(fs, 100)
         assert len(fs.transfer._threads) > MIN_REQUESTS
+        assert connections() > MIN_REQUESTS
         monkeypatch.setattr("fsspec_csx.s3.transport.threads.IDLE_SECONDS", 0.1)
         read(fs, 1)
         deadline = time.monotonic() + 60
-        while len(fs.transfer._threads) > MIN_REQUESTS and time.monotonic() < deadline:
+        while (len(fs.transfer._threads) or connections()) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert len(fs.transfer._threads) <= MIN_REQUESTS
+        assert (len(fs.transfer._threads), connections()) == (0, 0)
         read(fs, 20)

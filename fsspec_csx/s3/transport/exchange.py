@@ -81,6 +81,11 @@ class Exchange:
         """Whether both have the same settings of connections."""
         return self._settings == other._settings
 
+    def close_idle(self) -> None:
+        """Close the connections that no request uses."""
+        self._latest = "", None, False
+        self.session.close()
+
     def link(self, url: str, *, shares_thread: bool = False) -> Link:
         """Return a connection for requests to a host.
 

@@ -27,7 +27,7 @@ SHUTDOWN = ("after shutdown", "after interpreter shutdown")
 _MANY = 1000  # things that a function takes about a millisecond for
 
 IDLE_SECONDS = 30.0
-"""After this time without a use, idle threads in excess of ``kept`` end."""
+"""After this time without a use, the threads end and the connections are closed."""
 
 
 class ThreadCall(Future[T]):
@@ -66,11 +66,11 @@ class Threads:
 
     Args:
         most: the most threads.
-        kept: how many idle threads are kept.
+        close_idle: called when they end; closes the connections that they used.
     """
 
-    def __init__(self, most: int, kept: int) -> None:
-        self._most, self._kept = most, kept
+    def __init__(self, most: int, close_idle: Callable[[], object] = bool) -> None:
+        self._most, self._close_idle = most, close_idle
         self._lock = threading.Lock()
         self._busy = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -119,12 +119,13 @@ class Threads:
         self._timer = loop.call_later(IDLE_SECONDS, _retire, weakref.ref(self), context=nothing)
 
     def retire(self) -> None:
-        """End the threads, if none is busy and there are more than ``kept``."""
+        """End the threads and close their connections, if none is busy."""
         with self._lock:
-            if self._busy or len(self) <= self._kept:
+            if self._busy:
                 return
             former, self._executor = self._executor, self._new_executor()
         former.shutdown(wait=False)
+        self._close_idle()
 
 
 def _retire(threads: weakref.ref[Threads]) -> None:

@@ -72,7 +72,7 @@ class Transfer:
             self._own_slots: asyncio.Semaphore = former._own_slots
             self.checksums = former.checksums
         else:
-            self._threads = Threads(2 * in_flight, kept=MIN_REQUESTS)
+            self._threads = Threads(2 * in_flight, self.exchange.close_idle)
             self._own_slots = asyncio.Semaphore(in_flight)
 
     @contextlib.asynccontextmanager

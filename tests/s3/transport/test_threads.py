@@ -32,7 +32,7 @@ REFUSALS = (RuntimeError("can't start new thread"), MemoryError())
 def test_call_without_a_thread_is_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that no thread could be started for is not made by a thread that is started later."""
     for refusal in REFUSALS:
-        threads, made = Threads(2, kept=0), list[str]()
+        threads, made = Threads(2), list[str]()
         with no_more_threads(monkeypatch, refusal), pytest.raises(RuntimeError, match="No thread can be started"):
             threads.submit(made.append, "refused")
         threads.submit(made.append, "later").result(60)
@@ -43,7 +43,7 @@ def test_call_without_a_thread_is_never_made(monkeypatch: pytest.MonkeyPatch) ->
 def test_call_waits_for_a_thread_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that no other thread can be started for is made by a busy one."""
     for refusal in REFUSALS:
-        threads, released = Threads(2, kept=0), threading.Event()
+        threads, released = Threads(2), threading.Event()
         busy = threads.submit(released.wait, 60)
         with no_more_threads(monkeypatch, refusal):
             second = threads.submit(str, 2)
@@ -72,7 +72,7 @@ def test_call_of_the_event_loop_is_never_made(
 
 def test_memory_is_free_when_a_call_is_done() -> None:
     """When a call is done, its thread refers to none of its arguments: their owner may resize them."""
-    threads, memory = Threads(1, kept=0), bytearray(b"some")
+    threads, memory = Threads(1), bytearray(b"some")
     started = threading.Event()
 
     def use(view: memoryview) -> int:
@@ -90,7 +90,7 @@ def test_memory_is_free_when_a_call_is_done() -> None:
 
 def test_failed_call_is_freed_without_a_garbage_collection() -> None:
     """The traceback of a call that failed does not refer to the call, whose memory would stay until a collection."""
-    threads = Threads(1, kept=0)
+    threads = Threads(1)
     gc.disable()
     try:
         call = threads.submit(int, "x")
