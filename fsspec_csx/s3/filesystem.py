@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import time
 from collections import deque
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -48,6 +49,8 @@ _POSITIONAL = tuple(inspect.signature(S3FileSystem.__init__).parameters)[1:]
 _ENVIRONMENT: ContextVar[str] = ContextVar("environment")
 # The AWS environments of the most recent filesystems, the newest last.
 _recent: deque[str] = deque(maxlen=4)
+# If more than this many instances are cached, those that no call has returned for this time are dropped.
+_CACHED, _UNUSED_SECONDS = 32, 60.0
 # Requests that may create a missing bucket.
 _CREATES_BUCKET = frozenset({"put_object", "create_multipart_upload", "copy_object"})
 # Arguments of ``open`` that only text files have.
@@ -72,7 +75,9 @@ class _Cached(type(S3FileSystem)):  # type: ignore[misc]
         reset = _ENVIRONMENT.set(credentials.environment_token())
         try:
             _forget_former(cls._cache)
-            return super().__call__(**options)
+            made = super().__call__(**options)
+            made._returned = time.monotonic()
+            return made
         finally:
             _ENVIRONMENT.reset(reset)
 
@@ -83,13 +88,17 @@ class _Cached(type(S3FileSystem)):  # type: ignore[misc]
 
 
 def _forget_former(cache: dict[str, Any]) -> None:
-    """Drop cached instances of old environments, which would accumulate where credentials change every hour."""
+    """Drop cached instances of old environments and unused options, which would accumulate as credentials change."""
     now = _ENVIRONMENT.get()
-    if not _recent or _recent[-1] != now:
+    changed = not _recent or _recent[-1] != now
+    if changed:
         _recent.append(now)
-        for token, made in list(cache.items()):
-            if made._environment not in _recent:
-                cache.pop(token, None)
+    elif len(cache) <= _CACHED:
+        return
+    oldest = time.monotonic() - _UNUSED_SECONDS if len(cache) > _CACHED else 0.0
+    for token, made in list(cache.items()):
+        if made._returned < oldest or made._environment not in _recent:
+            cache.pop(token, None)
 
 
 class CSXFileSystem(ConnectedS3, metaclass=_Cached):
@@ -117,6 +126,7 @@ class CSXFileSystem(ConnectedS3, metaclass=_Cached):
     atomic_writes = True
     transaction_type = transactions.ExclusiveTransaction
     _writes_create_buckets = True
+    _returned = float("inf")  # when a call last returned it; later than now for one that is being made
     _extra_tokenize_attributes = (*S3FileSystem._extra_tokenize_attributes, "environment_token")
 
     def __init__(

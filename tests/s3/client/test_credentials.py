@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import sys
 import threading
+import weakref
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -145,6 +148,34 @@ def test_same_arguments_share_an_instance(profiles: Path) -> None:
     """As long as nothing changes there is one filesystem, and the two names of the profile are one argument."""
     assert fsspec.filesystem("s3", profile="set") is fsspec.filesystem("s3", profile_name="set")
     assert CSXFileSystem(True) is CSXFileSystem(anon=True)
+
+
+def test_instances_of_former_keys_are_freed(server: LocalS3, new_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that names other keys in each call keeps neither their filesystems nor their threads."""
+    monkeypatch.setattr("fsspec_csx.s3.filesystem._CACHED", 3)
+    made, options = list[weakref.ref[CSXFileSystem]](), server.storage_options()
+    held = fsspec.filesystem("s3", **options)
+    held.mkdir(new_bucket)
+
+    def use(number: int) -> None:
+        with suppress(PermissionError):
+            fs = fsspec.filesystem("s3", **{**options, "key": f"key-{number}"})
+            made.append(weakref.ref(fs))
+            fs.pipe_file(f"{new_bucket}/x", b"data")
+
+    def kept() -> int:
+        gc.collect()
+        return sum(each() is not None for each in made)
+
+    for number in range(4):
+        use(number)
+    assert kept() == 4  # they were used just now
+    monkeypatch.setattr("fsspec_csx.s3.filesystem._UNUSED_SECONDS", 0.0)
+    for number in range(4, 8):
+        use(number)
+    assert kept() <= 4
+    assert fsspec.filesystem("s3", **options) is fsspec.filesystem("s3", **options)
+    held.pipe_file(f"{new_bucket}/x", b"data")
 
 
 def test_pickle_keeps_the_choice_but_no_secret(profiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
