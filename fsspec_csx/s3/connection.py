@@ -62,6 +62,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
     _lease: Lease | None = None
     transfer: Transfer
     _s3: Any
+    _pid: int
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -95,13 +96,24 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             self._start_afresh()
         return super().loop
 
+    def _follow_loop(self) -> None:
+        """Connect anew if the event loop of the client is over: ``asyncio.run`` makes one for each call."""
+        former = None if self._s3 is None else self.transfer.loop
+        if former is None or former is asyncio.get_running_loop():
+            return
+        if self._pid == os.getpid() and not former.is_closed():
+            msg = "This filesystem belongs to another event loop. Make one for each loop (skip_instance_cache=True)."
+            raise RuntimeError(msg)
+        self._start_afresh()
+
     def _start_afresh(self) -> None:
-        self._pid = os.getpid()
-        self._loop = get_loop()
-        if self.block_cache is not None:  # a thread of the parent may hold its lock
-            self.block_cache = BlockCache(self.block_cache.folder, self.block_cache.limit)
-        # Keep them alive: their finalizers would close connections on the parent's event loop.
-        _of_parent.append((self._s3, self.session, self._lease))
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._loop = None if self.asynchronous else get_loop()
+            if self.block_cache is not None:  # a thread of the parent may hold its lock
+                self.block_cache = BlockCache(self.block_cache.folder, self.block_cache.limit)
+            # Keep them alive: their finalizers would close connections on the parent's event loop.
+            _of_parent.append((self._s3, self.session, self._lease))
         self._s3 = self._lease = None
         self.session = None if self._owns_session else self.session
         self._set_session_lock = asyncio.Lock()
@@ -136,6 +148,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
             CredentialsError: if the rules find no credentials, or only half of a pair.
             ValueError: if the endpoint of the environment or the profile has a password in its URL.
         """
+        self._follow_loop()
         if self._s3 is None or refresh:
             with contextlib.suppress(RuntimeError):  # reading a folder needs no thread
                 await to_thread(int)  # local files have one before transfers take all that the system allows

@@ -13,7 +13,7 @@ from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, PARTS, first_part
 from fsspec_csx.s3.put_object import Call, put
 from fsspec_csx.s3.transport.checksum import CRC32, CRC64NVME
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
-from fsspec_csx.s3.transport.event_loop import Work, check_off_loop, ended
+from fsspec_csx.s3.transport.event_loop import LOOP_CLOSED, Work, check_off_loop, ended
 from fsspec_csx.s3.transport.memory import copy, new_buffer, populate
 from fsspec_csx.s3.transport.request_body import MemoryBody, RequestBody
 from fsspec_csx.s3.transport.transfer import PART, Transfer
@@ -285,8 +285,7 @@ class PartWriter:
             msg = f"{reason} Write it with a block_size above {self._first_part}, or in several objects."
             raise ValueError(msg)
         check_off_loop(self._transfer)
-        buffered = self._buffered
-        number = self._number
+        buffered, number = self._buffered, self._number
         with self._changed:  # after a failure, as by another thread that discards the file, no part may count any more
             self._wait_until(lambda: len(self._in_flight) < self._transfer.in_flight and self._has_room(buffered))
             payload, lent = self._payload()
@@ -336,7 +335,8 @@ class PartWriter:
         with self._changed:
             # Without a timeout, a Ctrl-C just before the wait would go unnoticed until it ends.
             while not self._changed.wait_for(lambda: self._failure is not None or condition(), _WAIT_SECONDS):
-                pass
+                if self._transfer.loop.is_closed():
+                    raise RuntimeError(LOOP_CLOSED)
             if self._failure is not None:
                 raise self._failure
 

@@ -1,9 +1,10 @@
-"""Locks and writes of journals do not stall the event loop that all operations share."""
+"""Locks and writes of journals do not stall the event loop that all operations share; and event loops that end."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import python
 
 from fsspec_csx.s3 import upload_journal
 from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.testing import LocalS3
 
 SIZE = 12 * 2**20
 
@@ -86,3 +89,46 @@ def test_timeout_during_a_lock(
                 break
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(opened[0])
+
+
+SEVERAL_LOOPS = """
+import asyncio, fsspec, pytest, sys
+fs = fsspec.filesystem("s3", asynchronous=True)
+
+async def copy():
+    await fs._pipe_file(sys.argv[1], b"data")
+    assert await fs._cat_file(sys.argv[1]) == b"data"
+
+async def copy_in_two_loops():
+    await copy()
+    with pytest.raises(RuntimeError, match="belongs to another event loop"):
+        await asyncio.to_thread(lambda: asyncio.run(copy()))
+    await copy()
+
+for _ in range(3):
+    asyncio.run(copy())
+asyncio.run(copy_in_two_loops())
+"""
+CLOSED_BEFORE_THE_FILE = """
+import asyncio, fsspec, pytest, sys, threading
+loop = asyncio.new_event_loop()
+thread = threading.Thread(target=loop.run_forever)
+thread.start()
+fs = fsspec.filesystem("s3", loop=loop)
+fs.pipe_file(sys.argv[1], b"data")
+file = fs.open(sys.argv[1], "wb", block_size=5 * 2**20)
+file.write(bytes(11 * 2**20))
+loop.call_soon_threadsafe(loop.stop)
+thread.join()
+loop.close()
+for call in (file.close, lambda: fs.cat_file(sys.argv[1])):
+    with pytest.raises(RuntimeError, match="event loop of this filesystem was closed"):
+        call()
+"""
+
+
+@pytest.mark.parametrize("program", [SEVERAL_LOOPS, CLOSED_BEFORE_THE_FILE], ids=["several", "closed"])
+def test_loops_that_end(environment: LocalS3, fs: CSXFileSystem, bucket: str, program: str) -> None:
+    """``asyncio.run`` may be called again with one filesystem; no call waits for a loop that is over."""
+    subprocess.run([*python(), "-c", program, f"{bucket}/key"], check=True, timeout=60)
+    assert fs.cat_file(f"{bucket}/key") == b"data"

@@ -12,6 +12,7 @@ from fsspec.exceptions import FSTimeoutError
 
 from fsspec_csx.s3.transport.call_scope import Scope, wait_for_threads, within
 
+LOOP_CLOSED = "The event loop of this filesystem was closed. Make another filesystem, for a loop that runs."
 # How long cancelled work may take to end: it aborts its upload, and the event loop may be busy.
 _END_SECONDS = 30.0
 
@@ -41,8 +42,7 @@ class Work(Future[Any]):
             RuntimeError: if the loop is closed.
         """
         if self._loop is None or self._loop.is_closed():
-            msg = "Loop is not running"
-            raise RuntimeError(msg)
+            raise RuntimeError(LOOP_CLOSED)
         self._loop.call_soon_threadsafe(self._begin)
 
     def _begin(self) -> None:
