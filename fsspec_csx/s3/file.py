@@ -117,7 +117,7 @@ class CSXFile(ReadFile):
         if self.mode == "rb" or self.closed:
             if isinstance(self.cache, ReadAhead):
                 self._recent_bytes = ReadFile._recent_bytes  # other threads may fill the cache again
-                self.cache.close()  # ends the requests that still fetch data for it
+                self.cache.clear()  # ends the requests that still fetch data for it
             super().close()
         elif self._dropping() is not None:
             pass  # its owner may have the file in a with block

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -14,28 +14,26 @@ from fsspec.caching import BaseCache
 
 from fsspec_csx.s3.transport.memory import copy, new_buffer, populate
 
-# The bytes of the first read, and the factor for each further sequential read.
+# The least bytes of a read elsewhere, and the factor for each further sequential read.
 _FIRST = 256 * 1024
 _GROWTH = 4
 # The smallest background request, and how many requests the window ahead of the reader is divided into.
 _LEAST = 2**20
 _SHARES = 8
-# The largest gap that counts as sequential, and the bytes kept behind the reader: readers of zip files go to the end of
-# each record, and back.
+# The largest gap that counts as sequential, and the most bytes kept besides those ahead: readers of zip files go to the
+# end of each record, and back; readers of HDF5 files to the index, and back.
 _GAP = 64 * 1024
-_BEHIND = 2**20
+_KEPT = 32 * 2**20
 # How zip files begin and end. torch.load reads the beginning, then the end and the directory before it, and then the
 # records from front to back; so _TAIL bytes of the end are fetched at once, and _FIRST_RECORDS bytes of the records.
 _ZIP_BEGIN, _ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
 _TAIL, _FIRST_RECORDS = 512 * 1024, 8 * 2**20
-# A kept end of less than the first number is extended, by less than the second, to a read that begins before it.
-_SMALL_TAIL, _LARGEST_DIRECTORY = 2**21, 2**23
 # The chunks that are fetched ahead of large reads, in requests of AHEAD_REQUEST bytes.
 _CHUNK = 8 * 2**20
 AHEAD_REQUEST = 4 * 2**20
 
 
-@dataclass
+@dataclass(eq=False)
 class Chunk:
     """Bytes of the file that have arrived or are in flight.
 
@@ -44,26 +42,30 @@ class Chunk:
         end: position after the last.
         data: the future that returns them.
         lent: the buffer that holds them, if it is reusable.
+        window: how many bytes were to be ahead of the reader when they were requested.
+        used: the number of the last read that used them, or requested them.
     """
 
     start: int
     end: int
     data: Future[Any]
     lent: memoryview | None = None
+    window: int = 0
+    used: int = 0
 
 
 class ReadAhead(BaseCache):  # type: ignore[misc]
     """Fetches what follows the last read before it is needed; the longer the sequential reads go on, the more.
 
-    It also keeps some bytes before the position, for small steps back. A read elsewhere discards all that, and
-    fetches little more than its own bytes. The end of the file, if it is read by a jump, is kept until the file is
-    closed.
+    A read elsewhere fetches little more than its own bytes, or all up to the end of a small file. Some bytes of other
+    places are kept, for steps back, and nothing that is kept or in flight is fetched again.
 
     Args:
         ahead: the most bytes to fetch ahead, except after large reads.
         fetch: starts to fetch the bytes between two positions.
         fetch_into: starts to fill a buffer from a position on.
         size: of the file, in bytes.
+        small: returns the size up to which files are fetched from the first read to their end.
     """
 
     name = "parallel"
@@ -74,21 +76,17 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         fetch: Callable[[int, int], Future[Any]],
         fetch_into: Callable[[int, memoryview], Future[Any]],
         size: int,
+        small: Callable[[], int] = lambda: 0,
     ) -> None:
         super().__init__(ahead, lambda start, end: fetch(start, end).result(), size)
-        self._start, self._start_into = fetch, fetch_into
+        self._start, self._start_into, self._small = fetch, fetch_into, small
         self._free: list[memoryview] = []
-        self._chunks: deque[Chunk] = deque()
-        self._window = 0
-        self._tail = b""
+        self._chunks: list[Chunk] = []  # from front to back, without overlaps
+        self._reads = self._last = 0  # how many there were, and where the last one ended
+        self.is_zip = False  # whether the end record of a zip file was read
         self._recent: tuple[int, bytes] = (0, b"")  # the chunk that was read last, and its position
         self._lock = threading.RLock()
         self._pid = os.getpid()
-
-    @property
-    def is_zip(self) -> bool:
-        """Whether the end record of a zip file was read."""
-        return _ZIP_END in self._tail[-_GAP:]
 
     def recent_bytes(self, start: int, length: int) -> bytes | None:
         """Return bytes of the chunk that was read last, or None if it has not all of them; it needs no lock."""
@@ -108,23 +106,24 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         if start >= stop:
             return b""
         with self.lock:
-            if (data := self._read_tail(start, stop)) is not None:
+            try:
+                self._reads += 1
+                self._request(start, stop)
+                data = self._read_chunks(start, stop)
+                self._last = stop
+                self._forget_before(stop)
                 return data
-            self._forget_before(start)
-            if self._chunks:
-                self._fetch_ahead(stop)
-            else:
-                self._window = 0
-                self._add(start, min(max(stop, start + min(_FIRST, self.blocksize)), self.size))
-            return self._read_or_clear(start, stop)
+            except BaseException:
+                self.clear()  # so that the next read requests the failed chunks again
+                raise
 
     def take(self, start: int, stop: int) -> list[Chunk]:
-        """Hand over the chunks of a large range."""
-        self._forget_before(start)
-        taken = [chunk for chunk in self._chunks if chunk.start < stop and chunk.end > start]
-        while self._chunks and self._chunks[0].end <= stop:
-            self._chunks.popleft()
-        return taken
+        """Hand over the chunks of the beginning of a large range, and discard the others within it."""
+        end = min(self._run_end(start), stop)
+        within = [chunk for chunk in self._chunks if chunk.start < stop and chunk.end > start]
+        self._chunks = [chunk for chunk in self._chunks if chunk not in within or chunk.end > stop]
+        self._forget_before(stop)
+        return [chunk for chunk in within if chunk.start < end]
 
     def fill(
         self, memory: memoryview, start: int, taken: Sequence[Chunk], in_thread: Callable[..., Future[None]]
@@ -142,7 +141,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
                 target = memory[first - start : last - start]
                 populate(target)  # while the bytes are in flight
                 copy(target, memoryview(chunk.data.result())[first - chunk.start : last - chunk.start])
-                if chunk.lent is not None and chunk.end <= stop and self._chunks and self._chunks[-1].end < self.size:
+                if chunk.lent is not None and chunk.end <= stop and self._run_end(stop) < self.size:
                     self._free.append(chunk.lent)
         except BaseException:
             for chunk in taken:
@@ -158,105 +157,124 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
 
         The cached chunks must reach up to the position.
         """
-        begun, end = self._chunks[-1].end if self._chunks else start, min(start + ahead, self.size)
-        while begun < end and (end - begun >= _CHUNK or end == self.size):
+        end = min(start + ahead, self.size)
+        while (begun := self._run_end(start)) < end and (end - begun >= _CHUNK or end == self.size):
             lent = self._free.pop() if self._free else new_buffer(_CHUNK)
-            stop = min(begun + _CHUNK, end)
-            self._chunks.append(Chunk(begun, stop, self._start_into(begun, lent[: stop - begun]), lent))
-            begun = stop
+            stop = min(begun + _CHUNK, end, self._next_start(begun))
+            self._add(Chunk(begun, stop, self._start_into(begun, lent[: stop - begun]), lent))
         if begun == self.size:
             self._free.clear()  # nothing is left to fetch
 
     def put(self, start: int, data: memoryview) -> None:
         """Keep bytes that follow a taken range; their data may arrive later, but before the next read."""
-        self._window = 0
         done: Future[Any] = Future()
         done.set_result(data)
-        self._chunks.append(Chunk(start, start + len(data), done))
+        self._add(Chunk(start, start + len(data), done))
 
-    def _read_tail(self, start: int, stop: int) -> bytes | None:
-        """Return bytes near the end of the file; None if they are part of sequential reads, or not near the end."""
-        begin = self.size - len(self._tail)
-        if start < begin:
-            if self._continues(start):
-                return None
-            if not self._tail and self.size - start <= min(_GAP, self.blocksize):
-                begin = min(start, max(0, self.size - min(_TAIL, self.blocksize))) if self._begins_as_zip else start
-                self._tail = self._fetch_now(begin, self.size)
-                self._fetch_first_records()
-            elif 0 < len(self._tail) < _SMALL_TAIL and begin - _GAP <= stop and begin - start < _LARGEST_DIRECTORY:
-                begin, end = max(0, start - _GAP), begin
-                self._tail = self._fetch_now(begin, end) + self._tail
-            else:
-                return None
-        self._recent = begin, self._tail
-        return self._tail[start - begin : stop - begin]
+    def missing_from(self, start: int) -> int:
+        """Return how many bytes from a position on are neither cached nor in flight."""
+        return self._next_start(start) - start if self._run_end(start) == start else 0
 
-    @property
-    def _begins_as_zip(self) -> bool:
-        """Whether the first bytes of a zip file are cached."""
-        first = self._chunks[0] if self._chunks else None
-        return first is not None and first.start == 0 and bytes(first.data.result()[:4]) == _ZIP_BEGIN
+    def _request(self, start: int, stop: int) -> None:
+        """Start to fetch the missing bytes of a read, and those that will follow."""
+        if self.size - start <= min(_GAP, self.blocksize) and self._run_end(start) == start:
+            self._fetch_tail()
+        elif self.size <= min(self._small(), self.blocksize):
+            self._extend(start, stop, self.size - stop)
+        elif before := self._before(start):
+            self._continue(before, stop)
+        else:
+            first = min(start + min(_FIRST, self.blocksize), self.size)
+            if self._next_start(start) <= stop + _GAP < self.size + _GAP:  # the reader goes backwards
+                start = max(0, start - _GAP)
+            self._extend(start, max(stop, first), 0)
 
-    def _fetch_first_records(self) -> None:
-        """Fetch the first records of a zip file of which the beginning and the end were read."""
-        if self.is_zip and self._begins_as_zip:
-            self._window = min(_FIRST_RECORDS, self.blocksize)
-            self._fetch_ahead(self._chunks[-1].end)
+    def _continue(self, before: Chunk, stop: int) -> None:
+        """Fetch ahead of sequential reads."""
+        end = self._run_end(before.start)
+        run = [each for each in self._chunks if before.start <= each.start < end]
+        last = next((each for each in run if each.end >= stop), None)
+        window = max(each.window for each in run)
+        if last is None or not last.data.done():  # the reader has to wait
+            most = _KEPT // _SHARES  # of a reader that alternates between places
+            if window > most or end == self._run_end(self._last - 1):
+                most = self.blocksize
+            window = min(max(window * _GROWTH, _LEAST), most)
+            run[-1].window = window
+        self._extend(before.start, stop, window)
 
-    def close(self) -> None:
-        """Discard everything, and cancel the requests."""
-        self._tail = b""
-        self.clear()
+    def _fetch_tail(self) -> None:
+        """Fetch the end of the file, and the first records of a zip file of which the beginning was read."""
+        first = self._chunks[0] if self._chunks and self._chunks[0].start == 0 else None
+        zipped = first is not None and bytes(first.data.result()[:4]) == _ZIP_BEGIN
+        begin = max(0, self.size - min(_TAIL if zipped else _GAP, self.blocksize))
+        self._extend(begin, self.size, 0)
+        end = bytes(self._chunks[-1].data.result()[-_GAP:])
+        self.is_zip = _ZIP_END in end
+        if self.is_zip and zipped:
+            self._extend(0, self._run_end(0), min(_FIRST_RECORDS, self.blocksize))
+
+    def _extend(self, start: int, stop: int, window: int) -> None:
+        """Fetch what is missing from a position up to ``stop``, and ``window`` bytes ahead."""
+        end, step = min(stop + window, self.size), max(_LEAST, window // _SHARES)
+        while (begun := self._run_end(start)) < stop or end - begun >= step or begun < end == self.size:
+            until = min(max(stop, min(begun + step, end)), self._next_start(begun))
+            self._add(Chunk(begun, until, self._start(begun, until), window=window))
 
     def clear(self) -> None:
-        """Discard all chunks, and cancel their requests."""
+        """Discard everything, and cancel the requests."""
         self._forget_parents()
         self._recent = 0, b""
         for chunk in self._chunks:
             chunk.data.cancel()
         self._chunks.clear()
         self._free.clear()
-        self._window = 0
 
-    def _forget_before(self, start: int) -> None:
-        self._forget_parents()
-        while len(self._chunks) > 1 and self._chunks[0].end + _BEHIND <= start:
-            self._chunks.popleft()
-        if not self._continues(start):
-            self.clear()
+    def _before(self, start: int) -> Chunk | None:
+        """Return the chunk that a read continues."""
+        chunk = next((each for each in reversed(self._chunks) if each.start <= start), None)
+        if chunk is None:
+            return None
+        # A small jump forward from the last read costs less than another request.
+        gap = self._small() // 4 if chunk.end == self._run_end(self._last - 1) else _GAP
+        return chunk if start <= chunk.end + gap else None
 
-    def _continues(self, start: int) -> bool:
-        """Whether a read continues those before it."""
-        return bool(self._chunks) and self._chunks[0].start <= start <= self._chunks[-1].end + _GAP
+    def _run_end(self, start: int) -> int:
+        """Return up to which position the bytes from another one on are cached or in flight."""
+        for chunk in self._chunks:
+            if chunk.start <= start < chunk.end:
+                start = chunk.end
+        return start
+
+    def _next_start(self, start: int) -> int:
+        """Return where the next chunk behind a position starts, or the size of the file."""
+        return next((chunk.start for chunk in self._chunks if chunk.start > start), self.size)
+
+    def _add(self, chunk: Chunk) -> None:
+        chunk.used = self._reads
+        bisect.insort(self._chunks, chunk, key=lambda each: each.start)
+
+    def _forget_before(self, position: int) -> None:
+        """Discard the least recently used of the chunks that are not ahead of a position."""
+        end = self._run_end(position)
+        others = [each for each in self._chunks if not position < each.end <= end]
+        kept = sum(each.end - each.start for each in others)
+        for chunk in sorted(others, key=lambda each: each.used):
+            if kept <= _KEPT:
+                break
+            kept -= chunk.end - chunk.start
+            chunk.data.cancel()
+            self._chunks.remove(chunk)
+            if self._recent[0] == chunk.start:
+                self._recent = 0, b""
 
     def _forget_parents(self) -> None:
         """In a forked child, discard the chunks of the parent, whose requests never finish here."""
         if self._pid != os.getpid():
-            self._pid, self._window = os.getpid(), 0
+            self._pid = os.getpid()
             self._lock = threading.RLock()  # a thread of the parent may hold the other
             self._chunks.clear()
             self._free.clear()
-
-    def _add(self, start: int, end: int) -> None:
-        self._chunks.append(Chunk(start, end, self._start(start, end)))
-
-    def _fetch_ahead(self, stop: int) -> None:
-        """Fetch the missing bytes of a read up to ``stop``, and those that follow."""
-        last = next((chunk for chunk in self._chunks if chunk.end >= stop), None)
-        if last is None or not last.data.done():  # the reader has to wait
-            self._window = min(max(self._window * _GROWTH, _LEAST), self.blocksize)
-        end = min(stop + self._window, self.size)
-        step = max(_LEAST, self._window // _SHARES)
-        while (begun := self._chunks[-1].end) < stop or end - begun >= step or begun < end == self.size:
-            self._add(begun, min(max(stop, begun + step), self.size))
-
-    def _read_or_clear(self, start: int, stop: int) -> bytes:
-        try:
-            return self._read_chunks(start, stop)
-        except BaseException:
-            self.clear()  # so that the next read requests the failed chunks again
-            raise
 
     def _read_chunks(self, start: int, stop: int) -> bytes:
         pieces, done = [], start
@@ -266,15 +284,13 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
                 continue
             if first != done:
                 break
-            done = last
+            done, chunk.used = last, self._reads
             data = chunk.data.result()
             if type(data) is bytes:  # a buffer that is lent may be filled again
                 self._recent = chunk.start, data
             pieces.append(data if last - first == len(data) else data[first - chunk.start : last - chunk.start])
         if done != stop:  # another thread reads the same file, and has changed the chunks
             return self._fetch_now(start, stop)
-        if len(self._chunks) == 1 and self._chunks[0].end == stop and stop - self._chunks[0].start > _LEAST:
-            self.clear()  # the reader has read all of it
         return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
 
     def _fetch_now(self, start: int, stop: int) -> bytes:

@@ -32,6 +32,8 @@ _PARALLEL_FROM = 2 * 2**20
 _FOLLOWING = 64 * 1024
 # The first large read of a zip file, after its end record, fetches this many times its size ahead.
 _FIRST_AHEAD = 8
+# Files of at most this size are fetched from the first read to their end: a near store's, and a far one's.
+_SMALL_NEAR, _SMALL_FAR = 4 * 2**20, 16 * 2**20
 # ``readline`` searches this many bytes at a time.
 _LINE = 64 * 1024
 
@@ -61,7 +63,7 @@ class ReadFile(S3File):  # type: ignore[misc]
             reason = f"There is no object s3://{self.path}, only objects below s3://{self.path}/."
             raise ObjectNotFoundError(reason, "Name one of them.")
         if own:
-            self.cache = ReadAhead(self.blocksize, self._fetch_bytes, self._fetch_into, self.size)
+            self.cache = ReadAhead(self.blocksize, self._fetch_bytes, self._fetch_into, self.size, self._small_size)
             self._recent_bytes = self.cache.recent_bytes
 
     @property
@@ -131,7 +133,7 @@ class ReadFile(S3File):  # type: ignore[misc]
         rest: Work | None = None
         try:
             if here < len(memory):
-                following = memoryview(bytearray(min(_FOLLOWING, self.size - end)))
+                following = memoryview(bytearray(min(_FOLLOWING, self.cache.missing_from(end))))
                 rest = self._begin_rest([(start + here, memory[here:]), (end, following)])
                 rest.schedule()
                 self.cache.put(end, following)
@@ -145,6 +147,10 @@ class ReadFile(S3File):  # type: ignore[misc]
                 rest.end()  # no request may write to the caller's memory any more
             self.cache.clear()
             raise
+
+    def _small_size(self) -> int:
+        """Return the size up to which files are fetched from the first read to their end."""
+        return _SMALL_FAR if self.fs._s3 is not None and self.fs.transfer.ahead_bytes else _SMALL_NEAR
 
     def _bytes_beyond(self, start: int, end: int) -> int:
         """Return how many bytes to fetch ahead after a large read."""
