@@ -169,7 +169,8 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         """Keep bytes that follow a taken range; their data may arrive later, but before the next read."""
         done: Future[Any] = Future()
         done.set_result(data)
-        self._add(Chunk(start, start + len(data), done))
+        if data:
+            self._add(Chunk(start, start + len(data), done))
 
     def missing_from(self, start: int) -> int:
         """Return how many bytes from a position on are neither cached nor in flight."""
