@@ -321,6 +321,16 @@ class Doubling(dcp.DefaultSavePlanner):
         return given * 2 if isinstance(given, torch.Tensor) else given
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_views_that_change_the_sign(tmp_path: Path, ours: bool) -> None:
+    """Negated and conjugated views are loaded as such, beside others of the same memory and when read in parts."""
+    large, numbers = torch.ones(2**21), torch.ones(3, dtype=torch.complex64) * 1j
+    saved = {"large": large, "negated": torch._neg_view(large), "complex": numbers, "conjugated": numbers.conj()}
+    dcp.save(saved, storage_writer=(StorageWriter if ours else FsspecWriter)(str(tmp_path / "x")))
+    found = fsspec_csx.load(tmp_path / "x")
+    assert difference(found, {name: each.resolve_conj().resolve_neg() for name, each in saved.items()}) is None
+
+
 def test_planner_with_memory_of_its_own(root: str) -> None:
     """What a planner makes for a moment is saved, though its memory goes at once."""
     given = {str(number): torch.full((50_000,), float(number)) for number in range(20)}

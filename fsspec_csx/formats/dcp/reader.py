@@ -206,7 +206,8 @@ def _plain_in(folder: ShardedFolder, wanted: TensorRead, item: Item, frames: Fra
     if not isinstance(tensor, torch.Tensor):
         raise InvalidCheckpointError(f"{name} is no tensor.", AGAIN)
     record = found.records[0] if found.records else None
-    if record is not None and type(tensor) is torch.Tensor and tensor.is_contiguous() and not tensor.is_conj():
+    deferred = tensor.is_conj() or tensor.is_neg()
+    if record is not None and type(tensor) is torch.Tensor and tensor.is_contiguous() and not deferred:
         start = record.offset + int(tensor.storage_offset()) * tensor.dtype.itemsize
         crc = record.crc32 if tensor.nbytes == record.storage.nbytes() else None
         plain = Plain(start, tensor.dtype, tuple(tensor.shape), crc)

@@ -38,11 +38,12 @@ class Shard:
         return self._placed(lambda: self._write(data))
 
     def add_tensor(self, tensor: torch.Tensor) -> ItemLocation:
-        """Write a tensor of any device; a tensor that shares all its memory with another is written once."""
+        """Write a tensor of any device; equal views of the same memory are written once."""
         tensor = tensor.detach()
         if not _is_plain(tensor):
             return self._placed(lambda: self._save(tensor))
-        identity = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        identity = (*place, tensor.is_conj(), tensor.is_neg())
         known = self._known.get(identity)
         if known is not None and self._held and tensor.nbytes:
             return known
