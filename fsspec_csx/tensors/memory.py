@@ -13,6 +13,7 @@ from fsspec_csx.errors import FreedTensorError
 from fsspec_csx.tensors.names import shown
 
 _REMEDY = "Gather the full tensors first, as FSDP's state_dict() does, or leave them out."
+_PER_BYTE = {torch.quint4x2: 2, torch.quint2x4: 4}  # elements of dtypes with several in a byte
 _OVERLAP_MOST = 10**7  # elements; an exact check of larger tensors takes too long
 
 
@@ -33,7 +34,7 @@ def is_freed(tensor: torch.Tensor) -> bool:
             last += (size - 1) * stride
     except (NotImplementedError, RuntimeError, TypeError, ValueError):  # ValueError: a parameter without a shape yet
         return False
-    return bool((last + 1) * tensor.dtype.itemsize > nbytes)
+    return bool((last + 1) * tensor.dtype.itemsize > nbytes * _PER_BYTE.get(tensor.dtype, 1))
 
 
 def address(tensor: torch.Tensor) -> int:
