@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copyreg
 import functools
+import importlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -114,6 +115,11 @@ def allowed_globals() -> tuple[set[str], set[str]]:
     """Return the globals that torch.load accepts: its own, which the public list lacks, and those that were added."""
     unpickler: Any = _weights_only_unpickler
     return {*unpickler._get_allowed_globals()}, {*unpickler._get_user_allowed_globals()}
+
+
+def allow_jagged() -> None:
+    """Let torch.load accept nested jagged tensors: it asks for this import, which takes a second."""
+    importlib.import_module("torch._dynamo")
 
 
 def skips_data() -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
@@ -95,6 +97,9 @@ TORCHS: dict[str, Callable[[], Any]] = {
     "jagged": lambda: torch.nested.nested_tensor([torch.ones(2, 3), torch.zeros(4, 3)], layout=torch.jagged),
     "nested": lambda: torch.nested.nested_tensor([torch.ones(2, 3), torch.zeros(4, 3)]),
     "sparse": lambda: [torch.eye(3).to_sparse(), torch.eye(3).to_sparse_csr(), torch.eye(4).to_sparse_bsc((2, 2))],
+    "of four bits": lambda: torch.quantize_per_channel(
+        torch.ones(2, 4), torch.ones(2), torch.zeros(2), 0, torch.quint4x2
+    ),
     "quantized": lambda: torch.quantize_per_channel(torch.ones(2, 3), torch.ones(2), torch.zeros(2), 0, torch.qint8),
     "storages": lambda: [torch.arange(3.0).untyped_storage(), torch.arange(3.0).storage()],
     "classes": lambda: {"class": OrderedDict, "of": [set, torch.Size, torch.Tensor], "kind": complex},
@@ -163,8 +168,35 @@ def test_every_look(tmp_path: Path, case: str) -> None:
     torch.save(saved, path)
     assert torch.equal(fsspec_csx.load(path, keys=["y"])["y"], saved["y"])
     assert "y" in fsspec_csx.inspect(path).tensors
-    if case not in ("jagged", "nested", "quantized"):  # torch has none of these without data
+    if case not in ("jagged", "nested", "of four bits", "quantized"):  # torch has none of these without data
         assert fsspec_csx.load(path, map_location="meta")["y"].is_meta
+
+
+@pytest.mark.parametrize("case", TORCHS)
+def test_save_of_torchs_kinds(tmp_path: Path, case: str) -> None:
+    """What torch.save takes, save does: torch.load returns the same of both files."""
+    fsspec_csx.save(TORCHS[case](), tmp_path / "x.mdl")
+    torch.save(TORCHS[case](), tmp_path / "x.pt")
+    ours, theirs = (torch.load(tmp_path / name, weights_only=True) for name in ("x.mdl", "x.pt"))
+    assert same(ours, theirs)
+
+
+def test_bytes_after_the_last_element(tmp_path: Path) -> None:
+    """A view of a buffer whose size is no multiple of the element's is saved so that torch.load takes it."""
+    saved = torch.arange(10, dtype=torch.uint8)[:8].view(torch.int32)
+    fsspec_csx.save({"x": saved}, tmp_path / "x.mdl")
+    fsspec_csx.async_save({"x": saved}, tmp_path / "y.mdl").result()
+    for name in ("x.mdl", "y.mdl"):
+        assert torch.equal(torch.load(tmp_path / name)["x"], saved)
+        assert torch.equal(fsspec_csx.load(tmp_path / name)["x"], saved)
+
+
+@pytest.mark.slow
+def test_jagged_in_another_process(tmp_path: Path) -> None:
+    """A nested jagged tensor is loaded where torch._dynamo, for which torch.load asks, was not imported yet."""
+    torch.save({"x": TORCHS["jagged"]()}, tmp_path / "x.mdl")
+    program = "import sys, fsspec_csx; assert fsspec_csx.load(sys.argv[1])['x'].is_nested"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program, tmp_path / "x.mdl"], check=True)
 
 
 def test_attributes_that_hide_no_needed_method(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
 from fsspec_csx import inspect, load
 from fsspec_csx.cli import main
@@ -58,6 +59,7 @@ UNKNOWN: dict[str, Any] = {
     "class": Config,
     "running": Running(),
     "subclass": TENSORS["a subclass"](),
+    "wrapper": TwoTensor(torch.ones(2), torch.zeros(2)),
 }
 MODEL = OrderedDict(weight=torch.arange(6.0).reshape(2, 3), bias=torch.ones(2, dtype=torch.bfloat16))
 

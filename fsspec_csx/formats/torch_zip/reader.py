@@ -42,6 +42,7 @@ _VERSION, _PROTOCOL = b"3", b"\x80\x02"  # of the archives and pickles of torch.
 # The memory that a valid file may need: a constant, plus a multiple of its size.
 _ROOM, _HELD = 2**20, 4
 _DECODING = {"collections", "fsspec_csx", "torch"}
+_OF_JAGGED = "torch._dynamo.decorators._DimRange"  # in the pickle of each nested jagged tensor
 _NO_LAYOUT = "rebuilding sparse tensor for layout"
 # torch moves storages to devices in these functions. Errors in them come from the machine, not from the file.
 _PLACING = {"restore_location", "default_restore_location"}
@@ -141,6 +142,8 @@ def partial_structure(source: Source, name: str, options: ReadOptions = ON_CPU) 
 
 def _check_names(found: Outline, source: Source, name: str) -> None:
     """Refuse names that torch.load refuses: it would read tensors before that."""
+    if _OF_JAGGED in found.named:
+        torch_compat.allow_jagged()
     if not _allowed().union(BUILTINS).issuperset(found.named):
         raise _damaged(source, name) or _unsafe(name, _PROTOCOLS[0], found.named)
 
