@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import torch
 from fsspec.callbacks import Callback
 
+from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats import structure_limits
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
 from fsspec_csx.formats.writer import CheckpointWriter, Target
@@ -171,7 +172,8 @@ class Format(ABC, Generic[S]):
         """Read the object of a checkpoint, with its tensors on the meta device where torch supports that."""
         try:
             found = self.structure(source, name, ReadOptions("meta", partial=True)).obj
-        except NotImplementedError:  # torch has no quantized or nested meta tensors
+        # torch has no quantized or nested meta tensors; since 2.14, it refuses sparse ones.
+        except (InvalidCheckpointError, NotImplementedError):
             found = self.structure(source, name, ReadOptions(partial=True)).obj
         structure_limits.check_entries(found, name)
         return found

@@ -98,9 +98,7 @@ class _Numbering:
             raise RuntimeError(msg)
         key = self._keys.setdefault(torch_compat.address(storage), str(len(self._keys)))
         if len(self.storages) < len(self._keys):
-            if (
-                rest := storage.nbytes() % dtype.itemsize
-            ):  # torch.load refuses a part of an element
+            if rest := storage.nbytes() % dtype.itemsize:  # torch.load refuses a part of an element
                 storage = storage[:-rest]
             self.storages.append(storage)  # keep it: the address of a temporary storage could be reused
         return "storage", kind, key, torch_compat.location_tag(storage), storage.nbytes() // dtype.itemsize
