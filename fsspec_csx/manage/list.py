@@ -124,7 +124,7 @@ def steps_of(found: Iterable[ListedCheckpoint]) -> list[Step]:
         step = steps[key] = steps.pop(key, Step(label))
         step.members.append(each)
         step.families.add(f"{folder}/{label.family}{'/' if each.sharded else ''}")
-    _compare([step for step in steps.values() if step.label.moment])
+    _find_runs([step for step in steps.values() if step.label.moment])
     return [*steps.values()]
 
 
@@ -231,7 +231,7 @@ def _single(place: Directory, files: Sequence[File]) -> Iterator[ListedCheckpoin
             )
 
 
-def _compare(steps: list[Step]) -> None:
+def _find_runs(steps: list[Step]) -> None:
     """Find the runs, and the steps that lack files that other steps of their run have."""
     runs: dict[str, set[str]] = {}
     for step in steps:

@@ -72,7 +72,7 @@ def is_listed(fs: Any, path: str) -> bool:
 def remove_batches(fs: Any, paths: Sequence[str]) -> dict[str, Exception | None]:
     """Delete objects by their exact names, with one request for each 1000 objects of a bucket.
 
-    Returns the remaining objects, each with an error that would also occur for the others of its bucket, if known.
+    Returns the objects that may remain, each with the error if a deletion of it alone would fail too.
     """
     buckets: dict[str, list[str]] = {}
     for path in paths:

@@ -113,7 +113,7 @@ class Checkpoint(Callback):
             trainer.save_checkpoint()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        self.saves.complete_ended(trainer)
+        self.saves.report_ended(trainer)
         due = bool(self.steps) and (trainer.global_step % (self.steps or 1) == 0 or trainer.is_last_step)
         self._is_due = trainer.stepped and due
         if self._is_due and not (self.follows_validation and trainer.validates_next):
@@ -149,7 +149,7 @@ class Checkpoint(Callback):
         if self.format is not None:
             saved = modelzoo_state.to_modelzoo(trainer, saved)
         if (begun := self._write(trainer, saved, path)) is None:
-            self.saves.complete(trainer, path)
+            self.saves.report(trainer, path)
         else:
             self.saves.add(path, begun)
             if not self.asynchronous and (error := self.saves.finish(trainer, local=True)):

@@ -33,7 +33,7 @@ class DataLoaderState:
         for key, _, _, value in self._attributes():
             if _is_generator(value):
                 states[key] = random_states.state_of(value)
-            elif type(value) in _NUMBERS and not _is_same(value, self._first.get(key, ...)):
+            elif type(value) in _NUMBERS and value != self._first.get(key, ...):
                 states[key] = value
         return states
 
@@ -70,10 +70,6 @@ def _holders(dataloader: Any) -> dict[str, Any]:
         found[f"dataset{depth}"] = dataset
         dataset = getattr(dataset, "dataset", None)
     return {path: holder for path, holder in found.items() if holder is not None}
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and (one == other or (one != one and other != other))
 
 
 def _is_generator(value: Any) -> bool:

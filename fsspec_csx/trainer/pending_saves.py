@@ -52,7 +52,7 @@ class LocalDisk:
             return path
 
     def state(self, path: str) -> str:
-        """Return what became of a failed upload: later "uploaded" or "dropped", "left" on the disk, or "failed"."""
+        """Return the state after a failed upload: by now "uploaded" or "dropped", "left" on the disk, or "failed"."""
         left = os.path.isfile(self.tier.path_of(name_of(path)))  # check first: a thread may upload and delete it
         if (uploaded := self.tier.ended.get(name_of(path))) is not None:
             return "uploaded" if uploaded else "dropped"
@@ -98,7 +98,7 @@ class LocalDisk:
 
 
 class PendingSaves:
-    """The saves of a process that still run, that the training has not completed, or whose upload failed.
+    """The saves of a process that still run, that were not reported to the callbacks, or whose upload failed.
 
     If a checkpoint is complete on the local disk, a failed upload does not end the training: the next save retries it.
     """
@@ -139,26 +139,26 @@ class PendingSaves:
         """Whether a failed upload must be retried."""
         return any(self._state(*each) == "left" for each in self._saves)
 
-    def complete_ended(self, trainer: Trainer) -> None:
-        """Complete the saves that have ended, up to the first that failed."""
+    def report_ended(self, trainer: Trainer) -> None:
+        """Report the saves that have ended, unless one failed."""
         while not self.failed and self._first_ended():
-            self._end_first(trainer)
-        self._report(trainer)
+            self._report_first(trainer)
+        self._log_local(trainer)
 
     def _first_ended(self) -> bool:
         return bool(self._saves) and self._state(*self._saves[0]) not in ("running", "left")
 
-    def _end_first(self, trainer: Trainer) -> None:
-        """Complete the first save, or raise its error; it must have ended."""
+    def _report_first(self, trainer: Trainer) -> None:
+        """Report the first save, or raise its error; it must have ended."""
         path, save = self._saves.pop(0)
         state = self._state(path, save)
         if state == "failed":
             save.result()
         if state == "uploaded":
-            self.complete(trainer, path)
+            self.report(trainer, path)
 
-    def complete(self, trainer: Trainer, path: str) -> None:
-        """Report a checkpoint that is complete."""
+    def report(self, trainer: Trainer, path: str) -> None:
+        """Log that a checkpoint is complete, and call the hooks for it."""
         if not processes.is_first():
             return
         self._complete = path
@@ -183,19 +183,19 @@ class PendingSaves:
     def finish(self, trainer: Trainer, *, local: bool = False) -> BaseException | None:
         """Wait like ``wait``, but only for this process, and return the error."""
         wait([each for _, save in self._saves if (each := getattr(save, "local", None) if local else save) is not None])
-        found = self._end(trainer)
+        found = self._report_all(trainer)
         if not local:
             left = self._upload_left(trainer)
             found = found or left
-        self._report(trainer)
+        self._log_local(trainer)
         return found
 
-    def _end(self, trainer: Trainer) -> BaseException | None:
-        """Complete the saves that have ended, and return the first error."""
+    def _report_all(self, trainer: Trainer) -> BaseException | None:
+        """Report the saves that have ended, and return the first error."""
         found: BaseException | None = None
         while self._first_ended():
             try:
-                self._end_first(trainer)
+                self._report_first(trainer)
             except Exception as error:
                 found = found or error
         return found
@@ -216,10 +216,10 @@ class PendingSaves:
             except OSError as error:
                 self._saves.pop(0)
                 failed = error
-            found = self._end(trainer) or found
+            found = self._report_all(trainer) or found
         return found or failed
 
-    def _report(self, trainer: Trainer) -> None:
+    def _log_local(self, trainer: Trainer) -> None:
         """Log once which checkpoint is only on the local disk, and which one is uploaded."""
         loaded = trainer.checkpoint.resumed_from
         newest = self._complete or (loaded if all(path != loaded for path, _ in self._saves) else None)

@@ -26,7 +26,7 @@ _TERMINATED = 128 + signal.SIGTERM
 
 @contextlib.contextmanager
 def deferred_sigterm() -> Iterator[list[int]]:
-    """Within the block, add SIGTERM to the list that this returns; all processes exit together at its end.
+    """Within the block, only add SIGTERM to the list that this yields; at its end all processes exit together.
 
     If an error ends the block, this process exits alone, as the others may not come so far.
 
