@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 
 from fsspec_csx.cli.output import emit, in_bytes, pluralize, print_status
-from fsspec_csx.cli.subcommand import Verbs, add_path, expand_paths, progress_of
+from fsspec_csx.cli.subcommand import Verbs, add_path, add_verb, expand_paths, progress_of
 from fsspec_csx.errors import few
 from fsspec_csx.manage.convert import DTYPES, FORMATS, ConvertResult, convert
 from fsspec_csx.manage.location import needs_source_name
@@ -23,7 +23,7 @@ _NAMES_SHOWN = 20
 
 def add(verbs: Verbs) -> None:
     summary = "convert a checkpoint to another format or dtype, or extract a part"
-    parser = verbs.add("convert", _convert, __doc__, help=summary)
+    parser = add_verb(verbs, "convert", _convert, __doc__, help=summary)
     add_path(parser, "source", "a local path, a URL, or a quoted pattern")
     target = "a local path or a URL; a target that is a folder, or ends in a slash, takes the source's name"
     add_path(parser, "target", target)

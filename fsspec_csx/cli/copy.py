@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from fsspec_csx.cli.output import emit, print_status
-from fsspec_csx.cli.subcommand import Verbs, add_path, progress_of, s3_options
+from fsspec_csx.cli.subcommand import Verbs, add_path, add_verb, progress_of, s3_options
 from fsspec_csx.manage.copy import CheckpointTransfer, CopyResult
 from fsspec_csx.manage.directory import strip_slashes
 from fsspec_csx.manage.file_copy import RESUME_HINT
@@ -35,8 +35,8 @@ move s3://bucket/run/model.mdl s3://bucket/archive/model.mdl
 
 def add(verbs: Verbs) -> None:
     copy, move = partial(_transfer, moving=False), partial(_transfer, moving=True)
-    _add_arguments(verbs.add("copy", copy, _COPY, help="copy checkpoints, byte for byte"))
-    _add_arguments(verbs.add("move", move, _MOVE, help="move checkpoints"))
+    _add_arguments(add_verb(verbs, "copy", copy, _COPY, help="copy checkpoints, byte for byte"))
+    _add_arguments(add_verb(verbs, "move", move, _MOVE, help="move checkpoints"))
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

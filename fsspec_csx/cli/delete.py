@@ -11,12 +11,12 @@ import argparse
 
 from fsspec_csx.cli import deletion
 from fsspec_csx.cli.output import emit_lines, in_bytes, pluralize, print_status
-from fsspec_csx.cli.subcommand import Verbs, add_path, expand_paths
+from fsspec_csx.cli.subcommand import Verbs, add_path, add_verb, expand_paths
 from fsspec_csx.manage.delete import DeleteTarget, delete, targets
 
 
 def add(verbs: Verbs) -> None:
-    parser = verbs.add("delete", _delete, __doc__, help="delete checkpoints")
+    parser = add_verb(verbs, "delete", _delete, __doc__, help="delete checkpoints")
     add_path(parser, "paths", "local paths, URLs, or quoted patterns", nargs="+", metavar="path")
     deletion.add_options(parser)
 

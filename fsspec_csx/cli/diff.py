@@ -11,13 +11,13 @@ from functools import partial
 
 from fsspec_csx.cli.errors import DIFFERENT, DONE
 from fsspec_csx.cli.output import display_name, emit, pluralize, print_status
-from fsspec_csx.cli.subcommand import Verbs, add_path, expand_one, number, progress_of
+from fsspec_csx.cli.subcommand import Verbs, add_path, add_verb, expand_one, number, progress_of
 from fsspec_csx.formats.checkpoint_info import Difference
 from fsspec_csx.manage.diff import ATOL, OPERATIONS, RTOL, compare
 
 
 def add(verbs: Verbs) -> None:
-    parser = verbs.add("diff", _diff, __doc__, help="compare two checkpoints")
+    parser = add_verb(verbs, "diff", _diff, __doc__, help="compare two checkpoints")
     add_path(parser, "first", "a local path or a URL of a checkpoint, a file or a folder")
     add_path(parser, "second", "the checkpoint to compare with")
     parser.add_argument(

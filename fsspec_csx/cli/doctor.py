@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from fsspec_csx.cli.errors import DONE, FAILED
 from fsspec_csx.cli.output import emit, emit_lines, in_bytes, table
-from fsspec_csx.cli.subcommand import Verbs, number
+from fsspec_csx.cli.subcommand import Verbs, add_verb, number
 from fsspec_csx.doctor.check import Check
 from fsspec_csx.doctor.run import checks, parse_url
 
@@ -32,7 +32,9 @@ _SCALES = ((1e6, 0), (1, 2), (1e6, 0), (1, 2))
 
 
 def add(verbs: Verbs) -> None:
-    parser = verbs.add("doctor", _doctor, __doc__, help="show the effective configuration for S3, and check what works")
+    parser = add_verb(
+        verbs, "doctor", _doctor, __doc__, help="show the effective configuration for S3, and check what works"
+    )
     parser.add_argument("url", nargs="?", type=_url, help="a bucket, or a folder in one, to check reads and writes in")
     parser.add_argument("--no-speed", dest="speed", action="store_false", help="skip the speed test (with 32 MiB)")
     parser.add_argument(

@@ -13,14 +13,14 @@ from datetime import datetime, timedelta, timezone
 
 from fsspec_csx.cli import deletion
 from fsspec_csx.cli.output import emit_lines, in_bytes, pluralize, table
-from fsspec_csx.cli.subcommand import Verbs, add_path, expand_roots
+from fsspec_csx.cli.subcommand import Verbs, add_path, add_verb, expand_roots
 from fsspec_csx.manage.gc import DAY, Leftover, clear, leftovers
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def add(verbs: Verbs) -> None:
-    parser = verbs.add("gc", _gc, __doc__, help="delete leftovers of killed processes")
+    parser = add_verb(verbs, "gc", _gc, __doc__, help="delete leftovers of killed processes")
     add_path(parser, "root", "a folder or a URL, such as s3://BUCKET")
     parser.add_argument(
         "--older-than",

@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Any
 
 from fsspec_csx.cli.output import display_name, emit, in_bytes, table
-from fsspec_csx.cli.subcommand import Verbs, add_path, expand_paths
+from fsspec_csx.cli.subcommand import Verbs, add_path, add_verb, expand_paths
 from fsspec_csx.formats.checkpoint_info import TensorInfo
 from fsspec_csx.manage.info import Description, describe
 
@@ -20,7 +20,7 @@ _TEXT_SHOWN = 200
 
 
 def add(verbs: Verbs) -> None:
-    parser = verbs.add("info", _info, __doc__, help="show what a checkpoint holds, from a few short reads")
+    parser = add_verb(verbs, "info", _info, __doc__, help="show what a checkpoint holds, from a few short reads")
     add_path(parser, "path", "a local path, a URL, or a quoted pattern, of a file or a folder")
     parser.add_argument(
         *("-l", "--list-objects", "--list_objects"),

@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 
 from fsspec_csx.cli.output import emit, in_bytes, table
-from fsspec_csx.cli.subcommand import Verbs, add_path
+from fsspec_csx.cli.subcommand import Verbs, add_path, add_verb
 from fsspec_csx.manage.list import ListedCheckpoint, latest_of, list_matching
 
 
 def add(verbs: Verbs) -> None:
-    parser = verbs.add("list", _list, __doc__, help="list the checkpoints under a root")
+    parser = add_verb(verbs, "list", _list, __doc__, help="list the checkpoints under a root")
     add_path(parser, "root", "a folder, a URL such as s3://BUCKET, or a quoted pattern")
     parser.add_argument("-r", "--recursive", action="store_true", help="also list folders below")
     parser.add_argument("--latest", action="store_true", help="print only the path of the newest complete one")

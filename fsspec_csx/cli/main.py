@@ -29,7 +29,6 @@ from fsspec_csx.cli.errors import (
     is_from_user_code,
 )
 from fsspec_csx.cli.output import OutputClosedError, emit, flush
-from fsspec_csx.cli.subcommand import Verbs
 from fsspec_csx.redaction import redact, register_secrets
 from fsspec_csx.settings import backends
 from fsspec_csx.storage.paths import redacted
@@ -128,10 +127,10 @@ def parser() -> argparse.ArgumentParser:
     shtab.add_argument_to(made, "--print-completion", help="print the completion script for a shell")
     commands = made.add_subparsers(title="commands", required=True, metavar="COMMAND")
     noun = commands.add_parser("checkpoint", help="manage checkpoints", description="Manage checkpoints.")
-    verbs = Verbs(noun.add_subparsers(title="verbs", required=True, metavar="VERB"), f"{made.prog} checkpoint")
+    verbs = noun.add_subparsers(title="verbs", required=True, metavar="VERB")
     for each in _VERBS:
         each.add(verbs)
-    train.add(Verbs(commands, made.prog))
+    train.add(commands)
     return made
 
 

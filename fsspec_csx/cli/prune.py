@@ -14,13 +14,13 @@ from functools import partial
 from fsspec_csx.cli import deletion
 from fsspec_csx.cli.list import row
 from fsspec_csx.cli.output import emit_lines, in_bytes, pluralize, print_status, table
-from fsspec_csx.cli.subcommand import Verbs, add_path, expand_roots, number
+from fsspec_csx.cli.subcommand import Verbs, add_path, add_verb, expand_roots, number
 from fsspec_csx.manage.list import ListedCheckpoint
 from fsspec_csx.manage.prune import STEP, TIME, PruneResult, delete_planned, prune
 
 
 def add(verbs: Verbs) -> None:
-    parser = verbs.add("prune", _prune, __doc__, help="delete all but the newest checkpoints under a root")
+    parser = add_verb(verbs, "prune", _prune, __doc__, help="delete all but the newest checkpoints under a root")
     add_path(parser, "root", "a folder or a URL")
     count = partial(number, least=1, kind=int)
     parser.add_argument("--keep", type=count, required=True, metavar="N", help="keep the newest N, at least 1")

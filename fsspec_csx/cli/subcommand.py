@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import shtab
 from fsspec.callbacks import Callback, NoOpCallback
@@ -14,43 +14,38 @@ from fsspec.callbacks import Callback, NoOpCallback
 from fsspec_csx.manage.location import expand_pattern
 from fsspec_csx.storage.paths import S3
 
+Verbs: TypeAlias = "argparse._SubParsersAction[Any]"
+"""The verbs of a noun, as argparse's ``add_subparsers`` returns them."""
 
-class Verbs:
-    """The verbs of a noun, and the words of the command before a verb."""
 
-    def __init__(self, parsers: Any, command: str) -> None:
-        self._parsers = parsers
-        self._command = command
+def add_verb(
+    verbs: Verbs, name: str, run: Callable[[argparse.Namespace], int | None], text: str | None, *, help: str
+) -> argparse.ArgumentParser:
+    """Add a verb with the common options.
 
-    def add(
-        self, name: str, run: Callable[[argparse.Namespace], int | None], text: str | None, *, help: str
-    ) -> argparse.ArgumentParser:
-        """Add a verb with the common options.
-
-        Args:
-            name: the verb.
-            run: a function that returns the exit status, or None for 0.
-            text: a description of the verb, a blank line, and examples; None under ``python -OO``.
-            help: the description in a few words.
-        """
-        description, _, examples = (text or help).strip().partition("\n\n")
-        lines = "\n".join(f"  {self._command} {line}" for line in examples.splitlines())
-        parser: argparse.ArgumentParser = self._parsers.add_parser(
-            name,
-            help=help,
-            description=description,
-            epilog=lines and f"examples:\n{lines}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        parser.set_defaults(run=run, parser=parser)
-        common = parser.add_argument_group("options of every verb")
-        common.add_argument("-p", "--profile", help="the AWS profile to use")
-        common.add_argument("--endpoint-url", metavar="URL", help="the S3 endpoint to use")
-        common.add_argument("-q", "--quiet", action="store_true", help="suppress progress and status messages")
-        common.add_argument("--json", action="store_true", help="print the result as JSON")
-        common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        return parser
+    Args:
+        verbs: the verbs of its noun.
+        name: the verb.
+        run: a function that returns the exit status, or None for 0.
+        text: a description of the verb, a blank line, and examples; None under ``python -OO``.
+        help: the description in a few words.
+    """
+    description, _, examples = (text or help).strip().partition("\n\n")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name, help=help, description=description, formatter_class=raw, allow_abbrev=False
+    )
+    command = parser.prog.rpartition(" ")[0]
+    lines = "\n".join(f"  {command} {line}" for line in examples.splitlines())
+    parser.epilog = lines and f"examples:\n{lines}"
+    parser.set_defaults(run=run, parser=parser)
+    common = parser.add_argument_group("options of every verb")
+    common.add_argument("-p", "--profile", help="the AWS profile to use")
+    common.add_argument("--endpoint-url", metavar="URL", help="the S3 endpoint to use")
+    common.add_argument("-q", "--quiet", action="store_true", help="suppress progress and status messages")
+    common.add_argument("--json", action="store_true", help="print the result as JSON")
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
 
 
 def add_path(parser: argparse.ArgumentParser, name: str, help: str, **options: Any) -> None:

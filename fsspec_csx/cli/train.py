@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.cli.output import emit, print_status, table
-from fsspec_csx.cli.subcommand import Verbs, add_path
+from fsspec_csx.cli.subcommand import Verbs, add_path, add_verb
 from fsspec_csx.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ _CHANGES = ("checkpoint_root", "model_dir", "profile", "load_checkpoint_states")
 
 
 def add(verbs: Verbs) -> None:
-    _add_arguments(verbs.add("fit", _fit, _FIT, help="run a training from a YAML file"))
-    _add_arguments(verbs.add("validate", _validate, _VALIDATE, help="run a validation from a YAML file"))
+    _add_arguments(add_verb(verbs, "fit", _fit, _FIT, help="run a training from a YAML file"))
+    _add_arguments(add_verb(verbs, "validate", _validate, _VALIDATE, help="run a validation from a YAML file"))
     several = "validate several checkpoints from a YAML file"
-    _add_arguments(verbs.add("validate_all", _validate_all, _VALIDATE_ALL, help=several))
+    _add_arguments(add_verb(verbs, "validate_all", _validate_all, _VALIDATE_ALL, help=several))
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

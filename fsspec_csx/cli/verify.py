@@ -12,12 +12,12 @@ from typing import Any
 
 from fsspec_csx.cli.errors import DIFFERENT, DONE, as_data
 from fsspec_csx.cli.output import emit, in_bytes
-from fsspec_csx.cli.subcommand import Verbs, add_path, expand_paths, progress_of
+from fsspec_csx.cli.subcommand import Verbs, add_path, add_verb, expand_paths, progress_of
 from fsspec_csx.manage.verify import VerifyResult, verify
 
 
 def add(verbs: Verbs) -> None:
-    parser = verbs.add("verify", _verify, __doc__, help="read checkpoints completely and look for damage")
+    parser = add_verb(verbs, "verify", _verify, __doc__, help="read checkpoints completely and look for damage")
     add_path(parser, "paths", "local paths, URLs, or quoted patterns", nargs="+", metavar="path")
 
 
