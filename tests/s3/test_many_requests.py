@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from fsspec.callbacks import Callback
 from proxy import Fault, error_answer, fault_proxy, through
@@ -268,7 +269,7 @@ def test_writes_that_are_left(server: LocalS3, bucket: str) -> None:
         fs = through(proxy, server)
         fs.pipe(dict(list(objects.items())[:5]))
         proxy.faults = [Fault("PUT", skip=5, times=9999, delay=0.2)]
-        with pytest.raises(TimeoutError):
+        with pytest.raises(fsspec.FSTimeoutError):
             fs.pipe(objects, timeout=0.5)
         proxy.faults = []
         assert fs.cat(list(objects)[:5]) == dict(list(objects.items())[:5])

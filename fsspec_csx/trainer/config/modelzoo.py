@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,7 +75,8 @@ def _configured(function: Callable[..., Any], arguments: dict[str, Any], path: s
     if first not in ("config", "params") or first in arguments:
         return None
     hint = hints_of(function).get(first)
-    if isinstance(hint, type) and not issubclass(hint, Mapping):
+    # On Python 3.10, dict[str, int] is an instance of type.
+    if typing.get_origin(hint) is None and isinstance(hint, type) and not issubclass(hint, Mapping):
         config = Blueprint(path, hint, arguments)
         if fields_of(hint):
             config.make()  # find errors of a pydantic model before anything runs
