@@ -24,19 +24,29 @@ from fsspec_csx.s3.transport.threads import run_in_thread
 from fsspec_csx.s3.versions import check_writable
 
 _PIECE = 8 * 2**20
+_NESTED = "The filesystem is in a transaction. End it first, or use another instance (skip_instance_cache=True)."
 
 
 class ExclusiveTransaction(Transaction):  # type: ignore[misc]  # fsspec has no types
-    """A transaction that refuses to begin within another one of the filesystem, whose files it would lose."""
+    """A transaction that refuses to begin within another one of the filesystem, whose files it would lose.
+
+    Raises:
+        RuntimeError: if a transaction has begun, perhaps in another thread.
+    """
+
+    def __init__(self, fs: Any, **kwargs: Any) -> None:
+        super().__init__(fs, **kwargs)
+        if getattr(fs._transaction, "_begun", False):
+            raise RuntimeError(_NESTED)
+        self._begun = bool(fs._intrans)  # ``start_transaction`` sets it first
+        self._started = False
 
     def start(self) -> None:
-        """Begin; RuntimeError if a transaction has begun, perhaps in another thread."""
-        if self.fs._intrans:
-            msg = (
-                "The filesystem is in a transaction. End it first, or use another instance (skip_instance_cache=True)."
-            )
-            raise RuntimeError(msg)
+        """Begin; a transaction by ``start_transaction`` may be used in a with statement."""
+        if self.fs._intrans and (self._started or self.files or self.fs._transaction is not self):
+            raise RuntimeError(_NESTED)
         super().start()
+        self._begun = self._started = True
 
 
 def pieces_of(path: str, callback: Callback, ready: Callable[[], object]) -> Iterator[bytes]:

@@ -60,6 +60,24 @@ def test_transaction_in_a_transaction(fs: CSXFileSystem, path: str) -> None:
     assert fs.cat_file(path) == b"newer"
 
 
+def test_start_transaction(fs: CSXFileSystem, path: str) -> None:
+    """It is refused in a transaction too, and may be used in a with statement."""
+    fs.start_transaction()
+    fs.pipe_file(path, b"new")
+    with pytest.raises(RuntimeError, match="in a transaction"):
+        fs.start_transaction()
+    with pytest.raises(RuntimeError, match="in a transaction"), fs.transaction:
+        pass
+    fs.end_transaction()
+    assert fs.cat_file(path) == b"new"
+    with fs.start_transaction():
+        with pytest.raises(RuntimeError, match="in a transaction"):
+            fs.start_transaction()
+        fs.pipe_file(path, b"newer")
+        assert fs.cat_file(path) == b"new"
+    assert fs.cat_file(path) == b"newer"
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_waits_for_the_end(fs: CSXFileSystem, path: str, local: Path, way: str) -> None:
     """What is written in a transaction is published at its end, from the memory and the file as they were."""
