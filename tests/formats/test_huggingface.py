@@ -129,6 +129,16 @@ def test_save(root: str) -> None:
     assert load(f"{root}/empty") == {}
 
 
+@pytest.mark.parametrize("names", [("w", "format", "x"), ("pt", "total_size", "format")])
+def test_tied_tensors_of_any_name(root: str, names: tuple[str, ...]) -> None:
+    """Also of names that the metadata of an index or of a file has in another sense."""
+    shared = torch.ones(3)
+    save(dict.fromkeys(names, shared), f"{root}/m", format="huggingface")
+    assert {*load(f"{root}/m")} == {*names}
+    convert(f"{root}/m", f"{root}/x.safetensors")
+    assert {*load(f"{root}/x.safetensors")} == {*names}
+
+
 def test_save_by_suffix(root: str) -> None:
     """The path of an index names its format and the names of the shards; in the background too."""
     path = f"{root}/m/diffusion_pytorch_model.safetensors.index.json"

@@ -99,7 +99,8 @@ def without_duplicates(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, t
     kept: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[Any, str] = {}
-    for name, tensor in tensors.items():
+    for name in sorted(tensors, key=lambda name: name != "format"):  # metadata of that name is no alias
+        tensor = tensors[name]
         place = str(tensor.device), address(tensor), tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj()
         other = first.setdefault((*place, tensor.is_neg()), name) if tensor.numel() and address(tensor) else name
         if other == name:
