@@ -1,4 +1,4 @@
-"""Blocking methods made from coroutines, for which Ctrl-C ends the work and not only the wait for it."""
+"""Blocking methods made from coroutines: Ctrl-C, or an exit that a callback raises, ends their work, and only that."""
 
 from __future__ import annotations
 
@@ -9,14 +9,46 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem, sync_wrapper
+from fsspec.callbacks import Callback
 
 from fsspec_csx.s3.transport.call_scope import contained
-from fsspec_csx.s3.transport.event_loop import is_on_loop, run_and_wait
+from fsspec_csx.s3.transport.event_loop import carry, is_on_loop, run_and_wait
 
 # Coroutines that run many tasks, by fsspec's names.
 _OF_MANY = ("_cat", "_cat_ranges", "_copy", "_get", "_pipe", "_put", "_rm")
 # The code of the blocking methods that fsspec makes from coroutines.
 _SYNC_WRAPPER = sync_wrapper(lambda: None).__code__
+
+
+class _CarriedCallback(Callback):  # type: ignore[misc]  # fsspec has no types
+    """Passes the calls on the event loop on to the caller's callback."""
+
+    def __init__(self, callback: Callback) -> None:
+        self._callback = callback
+
+    def set_size(self, size: int) -> None:
+        carry(self._callback.set_size, size)
+
+    def absolute_update(self, value: int) -> None:
+        carry(self._callback.absolute_update, value)
+
+    def relative_update(self, inc: int = 1) -> None:
+        carry(self._callback.relative_update, inc)
+
+    def branched(self, path_1: str, path_2: str, **kwargs: Any) -> Callback:
+        return _CarriedCallback(carry(self._callback.branched, path_1, path_2, **kwargs))
+
+    def __enter__(self) -> Callback:
+        return _CarriedCallback(carry(self._callback.__enter__))
+
+    def __exit__(self, *error: object) -> Any:
+        return carry(self._callback.__exit__, *error)
+
+
+def _carried(argument: Any) -> Any:
+    if isinstance(argument, Callback):
+        return _CarriedCallback(argument)
+    return functools.partial(carry, argument) if callable(argument) else argument
 
 
 def interruptible(coroutine: Callable[..., Any]) -> Callable[..., Any]:
@@ -27,7 +59,8 @@ def interruptible(coroutine: Callable[..., Any]) -> Callable[..., Any]:
         if is_on_loop(self):
             msg = "Calling sync() from within a running loop"
             raise NotImplementedError(msg)
-        return run_and_wait(self, functools.partial(coroutine, self, *args, **kwargs), timeout)
+        carried = {name: _carried(value) for name, value in kwargs.items()}
+        return run_and_wait(self, functools.partial(coroutine, self, *map(_carried, args), **carried), timeout)
 
     call.of_coroutine = coroutine  # type: ignore[attr-defined]
     return call

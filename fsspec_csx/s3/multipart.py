@@ -17,7 +17,7 @@ from typing import Any
 from fsspec_csx.errors import ExpiredCredentialsError, ObjectChangedError
 from fsspec_csx.s3.client.error_mapping import BUSY, code_of
 from fsspec_csx.s3.put_object import Call, with_checksum
-from fsspec_csx.s3.transport.call_scope import cleanup_scope, finish_despite_cancel
+from fsspec_csx.s3.transport.call_scope import cancel_all, cleanup_scope, finish_despite_cancel
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.s3.transport.learned_template import LearnedTemplate
 from fsspec_csx.s3.transport.queued_requests import QueuedPart
@@ -296,14 +296,8 @@ async def gather_or_cancel(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
     try:
         await asyncio.gather(*tasks)
     except BaseException:
-        await finish_despite_cancel(_ended(tasks))
+        await finish_despite_cancel(cancel_all(tasks))
         raise
-
-
-async def _ended(tasks: Iterable[asyncio.Future[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _is_resumable(error: BaseException) -> bool:

@@ -131,6 +131,18 @@ def impatient(server: LocalS3, proxy: FaultProxy) -> CSXFileSystem:
     return fs
 
 
+@pytest.fixture(scope="module")
+def own_loop(server: LocalS3) -> Iterator[CSXFileSystem]:
+    """A filesystem whose event loop serves no other."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield fsspec.filesystem("s3", **server.storage_options(), loop=loop)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
 @pytest.fixture(autouse=True)
 def unharmed(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test begins without faults and without recorded requests; botocore's random waits are short."""
@@ -737,3 +749,70 @@ def test_ctrl_c_ends_the_work(far: CSXFileSystem, proxy: FaultProxy, folder: str
         assert sorted(os.listdir(tmp_path)) == ["home", "local"]
     assert far.cat_file(f"{folder}/object") == b"old"
     assert uploads_below(far, folder) == []
+
+
+def test_ctrl_c_while_many_uploads_are_created(
+    far: CSXFileSystem, proxy: FaultProxy, folder: str, tmp_path: Path
+) -> None:
+    """Ctrl-C during an upload of several large files aborts the uploads that the server is creating."""
+    for name in "123":
+        (tmp_path / name).write_bytes(LARGE)
+    proxy.faults = [Fault("POST", delay=0.8, times=3)]
+    with pytest.raises(KeyboardInterrupt), ctrl_c(0.4):
+        far.put([str(tmp_path / name) for name in "123"], f"{folder}/", chunksize=BLOCK)
+    assert [request.heard for request in proxy.requests if request.method == "POST"] == [True] * 3
+    assert uploads_below(far, folder) == []
+
+
+class Leaving(Callback):
+    """A callback, also for each file of many, that raises when bytes have moved."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def branched(self, path_1: str, path_2: str, **kwargs: object) -> Leaving:
+        return self
+
+    def call(self, *args: object, **kwargs: object) -> None:
+        if self.value:
+            raise self.error
+
+
+def resume_file(fs: CSXFileSystem, path: str, local: Path, callback: Callback) -> None:
+    """Get a large object by a download that can be resumed."""
+    fs.get_file(PATH, f"{local}/new", callback=callback, resumable=True)
+
+
+REPORTING: dict[str, Callable[[CSXFileSystem, str, Path, Callback], object]] = {
+    "put_file": lambda fs, path, local, callback: fs.put_file(f"{local}/1", path, callback, chunksize=BLOCK),
+    "put": lambda fs, path, local, callback: fs.put(f"{local}/*", path, callback=callback),
+    "put_chunks": lambda fs, path, local, callback: fs.put(f"{local}/*", path, callback=callback, chunksize=BLOCK),
+    "get_file": lambda fs, path, local, callback: fs.get_file(PATH, f"{local}/new", callback),
+    "get": lambda fs, path, local, callback: fs.get([PATH] * 3, [f"{local}/new{n}" for n in "123"], callback=callback),
+    "resume": resume_file,
+    "cp_file": lambda fs, path, local, callback: fs.cp_file(PATH, path, callback=callback),
+    "take_file": lambda fs, path, local, callback: fs.take_file(fs, PATH, path, callback=callback),
+    "ready": lambda fs, path, local, callback: fs.put_file(
+        f"{local}/1", path, chunksize=BLOCK, resumable=True, ready=lambda: callback.relative_update(1)
+    ),
+    "advance": lambda fs, path, local, callback: fs.readinto_objects(
+        [(PATH, 0, memoryview(bytearray(9)), 9)], callback.relative_update
+    ),
+}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt("mine"), SystemExit(3)], ids=repr)
+@pytest.mark.parametrize("way", REPORTING)
+def test_exit_by_a_callback(
+    own_loop: CSXFileSystem, folder: str, tmp_path: Path, way: str, error: BaseException
+) -> None:
+    """A callback that raises KeyboardInterrupt or SystemExit ends the call, and neither the loop nor other calls."""
+    for name in "123":
+        (tmp_path / name).write_bytes(LARGE)
+    with pytest.raises(type(error)) as raised:
+        REPORTING[way](own_loop, f"{folder}/object", tmp_path, Leaving(error))
+    assert raised.value is error
+    assert own_loop.cat_file(PATH, start=0, end=9) == DATA[:9]
+    if way != "ready":  # one that can be resumed is kept
+        assert uploads_below(own_loop, folder) == []

@@ -14,7 +14,7 @@ import inspect
 import threading
 import traceback
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future, wait
 from typing import Any, Protocol, TypeVar
 
@@ -110,7 +110,7 @@ async def finish_despite_cancel(awaitable: Awaitable[T], seconds: float | None =
         seconds: the most time that it may take after a cancellation.
         cancelled: whether the caller was cancelled before.
     """
-    from fsspec_csx.s3.transport.compat import unregister_task  # imported here, as it imports aiobotocore
+    from fsspec_csx.s3.transport.compat import unregister_task  # imported here, as it imports this module
 
     task = asyncio.ensure_future(awaitable)
     if isinstance(task, asyncio.Task):
@@ -131,6 +131,14 @@ async def finish_despite_cancel(awaitable: Awaitable[T], seconds: float | None =
             task.exception()  # otherwise asyncio reports it as never retrieved
         raise cancellation
     return task.result()
+
+
+async def cancel_all(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel tasks, and wait until they have ended."""
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def within(new: Scope, call: Callable[[], Awaitable[T]]) -> T:

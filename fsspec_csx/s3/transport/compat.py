@@ -18,6 +18,7 @@ from fsspec import asyn
 from urllib3.util.proxy import connection_requires_http_tunnel
 
 from fsspec_csx.private_names import check, release
+from fsspec_csx.s3.transport.call_scope import cancel_all, finish_despite_cancel
 
 # Documented by asyncio: removes a task from those that the end of an event loop cancels.
 unregister_task = asyncio.tasks._unregister_task
@@ -69,8 +70,26 @@ check(_NAMES)
 
 
 async def run_in_chunks(coroutines: Sequence[Any], **options: Any) -> Any:
-    """Run coroutines as fsspec does, also if there are none, which old releases refuse without a limit."""
-    return await asyn._run_coros_in_chunks(coroutines, **options) if coroutines else []
+    """Run coroutines as fsspec does, which would leave some running after a cancellation.
+
+    There may be none, which old releases refuse without a limit.
+    """
+    running: set[Any] = set()
+
+    async def run(coroutine: Any) -> Any:
+        running.add(task := asyncio.current_task())
+        try:
+            return await coroutine
+        finally:
+            running.discard(task)
+
+    try:
+        return await asyn._run_coros_in_chunks([run(each) for each in coroutines], **options) if coroutines else []
+    except BaseException:
+        await finish_despite_cancel(cancel_all(running))
+        for each in coroutines:
+            each.close()  # Python would warn of those that were not started
+        raise
 
 
 def http_session(client: Any) -> Any:

@@ -6,15 +6,35 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent import futures
 from concurrent.futures import CancelledError, Future, wait
-from typing import Any
+from typing import Any, TypeVar
 
 from fsspec.exceptions import FSTimeoutError
 
 from fsspec_csx.s3.transport.call_scope import Scope, wait_for_threads, within
 
+T = TypeVar("T")
 LOOP_CLOSED = "The event loop of this filesystem was closed. Make another filesystem, for a loop that runs."
 # How long cancelled work may take to end: it aborts its upload, and the event loop may be busy.
 _END_SECONDS = 30.0
+
+
+class CarriedExit(BaseException):
+    """KeyboardInterrupt or SystemExit, raised by a function of the caller on the event loop.
+
+    asyncio lets both, but no other exception, end the loop and with it the thread that all filesystems share.
+    """
+
+    def __init__(self, error: KeyboardInterrupt | SystemExit) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def carry(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call a function of the caller on the event loop; ``Work`` raises its KeyboardInterrupt or SystemExit."""
+    try:
+        return function(*args, **kwargs)
+    except (KeyboardInterrupt, SystemExit) as error:
+        raise CarriedExit(error) from None
 
 
 class Work(Future[Any]):
@@ -62,7 +82,7 @@ class Work(Future[Any]):
         if task.cancelled():
             self.set_exception(CancelledError())
         elif (error := task.exception()) is not None:
-            self.set_exception(error)
+            self.set_exception(error.error if isinstance(error, CarriedExit) else error)
         else:
             self.set_result(task.result())
 
