@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ _SHARES = 8
 # end of each record, and back; readers of HDF5 files to the index, and back.
 _GAP = 64 * 1024
 _KEPT = 32 * 2**20
+# The most chunks kept besides those ahead: each read looks at all of them, and they are small if block_size is.
+_MOST_KEPT = 256
 # How zip files begin and end. torch.load reads the beginning, then the end and the directory before it, and then the
 # records from front to back; so _TAIL bytes of the end are fetched at once, and _FIRST_RECORDS bytes of the records.
 _ZIP_BEGIN, _ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
@@ -161,7 +164,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         while (begun := self._run_end(start)) < end and (end - begun >= _CHUNK or end == self.size):
             lent = self._free.pop() if self._free else new_buffer(_CHUNK)
             stop = min(begun + _CHUNK, end, self._next_start(begun))
-            self._add(Chunk(begun, stop, self._start_into(begun, lent[: stop - begun]), lent))
+            self._add(Chunk(begun, stop, self._start_into(begun, lent[: stop - begun]), lent, window=ahead))
         if begun == self.size:
             self._free.clear()  # nothing is left to fetch
 
@@ -187,7 +190,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         else:
             first = min(start + min(_FIRST, self.blocksize), self.size)
             if self._next_start(start) <= stop + _GAP < self.size + _GAP:  # the reader goes backwards
-                start = max(0, start - _GAP)
+                start = max(0, start - min(_GAP, self.blocksize))
             self._extend(start, max(stop, first), 0)
 
     def _continue(self, before: Chunk, stop: int) -> None:
@@ -197,11 +200,10 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         last = next((each for each in run if each.end >= stop), None)
         window = max(each.window for each in run)
         if last is None or not last.data.done():  # the reader has to wait
-            most = _KEPT // _SHARES  # of a reader that alternates between places
-            if window > most or end == self._run_end(self._last - 1):
-                most = self.blocksize
-            window = min(max(window * _GROWTH, _LEAST), most)
-            run[-1].window = window
+            most = self.blocksize
+            if end != self._run_end(self._last - 1):  # it alternates between places
+                most = min(most, max(window, _KEPT // max(_SHARES, 2 * self._count_places())))
+            run[-1].window = window = min(max(window * _GROWTH, _LEAST), most)
         self._extend(before.start, stop, window)
 
     def _fetch_tail(self) -> None:
@@ -238,14 +240,20 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
             return None
         # A small jump forward from the last read costs less than another request.
         gap = self._small() // 4 if chunk.end == self._run_end(self._last - 1) else _GAP
-        return chunk if start <= chunk.end + gap else None
+        return chunk if start <= chunk.end + min(gap, self.blocksize) else None
 
     def _run_end(self, start: int) -> int:
         """Return up to which position the bytes from another one on are cached or in flight."""
         for chunk in self._chunks:
-            if chunk.start <= start < chunk.end:
+            if chunk.start > start:
+                break
+            if chunk.end > start:
                 start = chunk.end
         return start
+
+    def _count_places(self) -> int:
+        """Return how many runs of adjacent chunks are kept."""
+        return 1 + sum(one.end != other.start for one, other in itertools.pairwise(self._chunks))
 
     def _next_start(self, start: int) -> int:
         """Return where the next chunk behind a position starts, or the size of the file."""
@@ -258,11 +266,13 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
     def _forget_before(self, position: int) -> None:
         """Discard the least recently used of the chunks that are not ahead of a position."""
         end = self._run_end(position)
-        others = [each for each in self._chunks if not position < each.end <= end]
+        ahead = 1 + max((each.window for each in self._chunks if position < each.end <= end), default=0)
+        end = min(end, position + ahead)
+        others = [each for each in self._chunks if each.end <= position or each.start >= end]
+        others.sort(key=lambda each: each.used, reverse=True)
         kept = sum(each.end - each.start for each in others)
-        for chunk in sorted(others, key=lambda each: each.used):
-            if kept <= _KEPT:
-                break
+        while kept > _KEPT or len(others) > _MOST_KEPT:
+            chunk = others.pop()
             kept -= chunk.end - chunk.start
             chunk.data.cancel()
             self._chunks.remove(chunk)
@@ -280,9 +290,9 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
     def _read_chunks(self, start: int, stop: int) -> bytes:
         pieces, done = [], start
         for chunk in list(self._chunks):
-            first, last = max(start, chunk.start), min(stop, chunk.end)
-            if first >= last:
+            if chunk.end <= start or chunk.start >= stop:
                 continue
+            first, last = max(start, chunk.start), min(stop, chunk.end)
             if first != done:
                 break
             done, chunk.used = last, self._reads

@@ -328,6 +328,46 @@ def test_more_is_ahead_of_a_reader_that_waits() -> None:
     assert max(lengths_of_requests(waits=True)) == 4 * MIB
 
 
+def _read_backwards(size: int) -> Iterator[int]:
+    return iter(range(size - 64 * 1024, 0, -64 * 1024))
+
+
+def _read_many_places_in_turn(size: int) -> Iterator[int]:
+    return (place + offset for offset in range(0, 6 * MIB, 4096) for place in range(0, size, size // 10))
+
+
+def _read_at_random(size: int) -> Iterator[int]:
+    chosen = random.Random(1)
+    return (chosen.randrange(size) for _ in range(3000))
+
+
+@pytest.mark.parametrize(
+    ("places", "length", "block_size"),
+    [
+        (_read_backwards, 64 * 1024, 50 * MIB),
+        (_read_many_places_in_turn, 4096, 50 * MIB),
+        (_read_at_random, 4096, 4096),
+    ],
+)
+def test_little_is_kept_and_fetched_in_vain(
+    places: Callable[[int], Iterator[int]], length: int, block_size: int
+) -> None:
+    """Whatever the order of the reads, what is kept is bounded, and little is fetched twice or for nothing."""
+    size, fetched, used = 150 * MIB, 0, 0
+
+    def fetch(start: int, end: int) -> Future[bytes]:
+        nonlocal fetched
+        fetched += end - start
+        return Arriving(bytes(end - start))
+
+    cache = ReadAhead(block_size, fetch, lambda start, memory: Future(), size)
+    for place in places(size):
+        used += len(cache.recent_bytes(place, length) or cache._fetch(place, place + length))
+        assert sum(chunk.end - chunk.start for chunk in cache._chunks) < 36 * MIB
+        assert len(cache._chunks) < 300
+    assert fetched < 1.5 * used
+
+
 def test_random_reads_take_one_request_each(fs: CSXFileSystem) -> None:
     """A small read at a new place asks for it once, and for little more."""
     chosen = random.Random(1)
