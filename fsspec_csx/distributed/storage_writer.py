@@ -156,6 +156,7 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
         name = shard_name(plan.storage_data, self._prefix_count)
         results = []
         meter = self._meter(sum(map(_nbytes, plan.items)), estimated=True)
+        self._written.append(name)  # now: after an error the shard may have been written
         with self._folder.creating(name) as file:
             shard = Shard(file, name, held=held, advance=meter.advance)
             for item, resolved in zip(plan.items, ready, strict=True):
@@ -172,7 +173,6 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
                 results.append(WriteResult(item.index, place.length, place))
             shard.finish()
         meter.finish()
-        self._written.append(name)
         return results
 
     def _old_shards(self) -> set[str]:

@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from forked import python
+from proxy import Fault, FaultProxy
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorProperties
@@ -45,6 +46,7 @@ from fsspec_csx.manage.convert import convert
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.tensors import fill, tiling
 from fsspec_csx.tensors.lazy_object import Record
+from fsspec_csx.testing import LocalS3
 
 SEED = 20261123
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)
@@ -254,6 +256,17 @@ def test_crash_after_the_manifest(root: str, monkeypatch: pytest.MonkeyPatch) ->
     distributed.save({"x": torch.zeros(3)}, f"{root}/a")
     assert distributed.whole(f"{root}/a")["x"].tolist() == [0, 0, 0]
     assert {*distributed.leftovers(f"{root}/a")} == old
+
+
+@pytest.mark.slow
+def test_lost_answers(environment: LocalS3, bucket: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard that the server has, though the client did not hear so, is removed when the save fails."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+    proxy.faults = [Fault("PUT", cut_down=0.0, times=100)]
+    with pytest.raises(OSError, match="distcp"):
+        distributed.save({"x": torch.ones(3)}, f"s3://{bucket}/a")
+    assert proxy.faults[0].done
+    assert distributed.leftovers(f"s3://{bucket}/a") == []
 
 
 def test_replaced_while_it_is_saved(root: str) -> None:
