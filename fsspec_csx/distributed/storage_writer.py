@@ -27,6 +27,7 @@ from fsspec_csx.errors import CheckpointError
 from fsspec_csx.formats.dcp import manifest
 from fsspec_csx.formats.dcp.layout import MANIFEST, MOST_PREFIXES, ShardedFolder, shard_name
 from fsspec_csx.formats.dcp.writer import Shard
+from fsspec_csx.formats.writer import send_written
 from fsspec_csx.storage.folder import logger
 from fsspec_csx.tensors import memory, torch_compat
 from fsspec_csx.tensors.snapshot import copies_of
@@ -172,6 +173,7 @@ class StorageWriter(FolderStorage, storage.StorageWriter, AsyncStager):
                     place = manifest.with_integer_keys(place, planner.integer_keys(item.index.fqn))
                 results.append(WriteResult(item.index, place.length, place))
             shard.finish()
+            send_written(file, meter.check)
         meter.finish()
         return results
 

@@ -64,6 +64,7 @@ class FileWriter(CheckpointWriter):
     ) -> None:
         with atomic_write(target.fs, target.path) as file:
             self.write(file, advance=advance)
+            send_written(file, lambda: advance(0))
             commit()
 
     @abstractmethod
@@ -81,3 +82,12 @@ def expect_size(file: Any, size: int) -> None:
     """Announce to a file about how many bytes it will get, if it has such a method."""
     if hasattr(file, "expect_size"):
         file.expect_size(size)
+
+
+def send_written(file: Any, check: Callable[[], object]) -> None:
+    """Wait until a complete file is sent, if it sends in the background; ``check`` is called meanwhile, and may raise.
+
+    Otherwise closing it would wait for that, and could not be cancelled.
+    """
+    if hasattr(file, "send_written"):
+        file.send_written(check)

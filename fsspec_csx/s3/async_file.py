@@ -15,7 +15,8 @@ from s3fs.core import version_id_kw
 
 from fsspec_csx.s3.appending import check_absent
 from fsspec_csx.s3.exit_calls import Error, Opening
-from fsspec_csx.s3.file import check_open, part_writer
+from fsspec_csx.s3.file import part_writer
+from fsspec_csx.s3.file_errors import check_open
 from fsspec_csx.s3.transport.call_scope import finish_despite_cancel
 from fsspec_csx.s3.transport.event_loop import submit, work_for
 from fsspec_csx.s3.transport.request_body import single_bytes

@@ -15,6 +15,7 @@ from fsspec.asyn import sync
 
 from fsspec_csx.s3.appending import AppendTarget, check_absent, find_append_target, with_conditions
 from fsspec_csx.s3.exit_calls import Opening
+from fsspec_csx.s3.file_errors import check_open, fork_error
 from fsspec_csx.s3.put_object import Call
 from fsspec_csx.s3.readahead import ReadAhead
 from fsspec_csx.s3.reader import ReadFile
@@ -141,7 +142,7 @@ class CSXFile(ReadFile):
             msg = f"s3://{self.path} cannot be published: it was discarded or published before. Open it again."
             raise ValueError(msg)
         if self._pid != os.getpid():
-            raise _fork_error(self.path)
+            raise fork_error(self.path)
         if self.fs._intrans and not (self.closed or self.forced):
             self.drop()  # it may be incomplete: an exception, or a text wrapper, may have kept the rest
             return
@@ -246,7 +247,7 @@ class CSXFile(ReadFile):
             self._write_late()
         if self._pid != os.getpid():  # also if it was opened for reading
             self._check_written()
-            raise _fork_error(self.path)
+            raise fork_error(self.path)
         with self._turn:
             if self.closed or self.forced:
                 self._check_written()
@@ -286,6 +287,15 @@ class CSXFile(ReadFile):
         with self.discarded_on_failure():
             self._writer.expect(size)
 
+    def send_written(self, check: Callable[[], object]) -> None:
+        """Send all data, and wait until only its publication is left; the next call must be ``close``.
+
+        Args:
+            check: called each second; may raise, which discards the file.
+        """
+        with self._turn, self.discarded_on_failure():
+            self._writer.send_written(check)
+
     def flush(self, force: bool = False) -> None:
         """Do nothing, as parts are sent when they are full; with ``force``, end the writing as ``close`` does."""
         check_open(self.path, self.closed)
@@ -319,13 +329,6 @@ class CSXFile(ReadFile):
             logger.warning("The unfinished upload to s3://%s could not be aborted: %s", self.path, error)
 
 
-def check_open(path: str, closed: bool) -> None:
-    """Raise ValueError if the file is closed."""
-    if closed:
-        msg = f"s3://{path} is closed. Open it again."
-        raise ValueError(msg)
-
-
 def part_writer(
     fs: Any, call: Call, make_work: Callable[..., Work], part: int | None, options: Mapping[str, Any]
 ) -> PartWriter:
@@ -338,12 +341,8 @@ def _work_of_file(fs: Any, path: str, pid: int, coroutine: Any) -> Work:
     try:
         check_off_loop(fs)
         if pid != os.getpid():
-            raise _fork_error(path)
+            raise fork_error(path)
     except RuntimeError:
         coroutine.close()
         raise
     return work_for(fs.loop, coroutine)
-
-
-def _fork_error(path: str) -> RuntimeError:
-    return RuntimeError(f"s3://{path} is being written by the process that opened it. Open another in this one.")

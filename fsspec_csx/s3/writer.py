@@ -11,7 +11,7 @@ from typing import Any
 from fsspec_csx.s3.multipart import MultipartUpload, gather_or_cancel
 from fsspec_csx.s3.part_sizes import LARGEST_PART, LEAST_PART, PARTS, first_part_size, part_size
 from fsspec_csx.s3.put_object import Call, put
-from fsspec_csx.s3.transport.checksum import CRC32, CRC64NVME
+from fsspec_csx.s3.transport.checksum import both_checksums
 from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
 from fsspec_csx.s3.transport.event_loop import LOOP_CLOSED, Work, check_off_loop, ended
 from fsspec_csx.s3.transport.memory import copy, new_buffer, populate
@@ -20,8 +20,6 @@ from fsspec_csx.s3.transport.transfer import PART, Transfer
 
 # Smaller pieces are copied, even if they could be referenced: consecutive ones are joined up to _JOINED.
 _SMALL, _JOINED = 64 * 1024, 2**20
-# Bytes of which two checksums are computed, one after the other, from the processor's cache.
-_SUMMED = 2**20
 # Other copies go into buffers, which are reused, as the kernel zeroes new memory. A part has one buffer, or several of
 # _STEP if it is larger than _LARGEST_BUFFER.
 _LARGEST_BUFFER, _STEP = 16 * 2**20, 4 * 2**20
@@ -117,11 +115,7 @@ class PartWriter:
         while view:
             room = max(self._part_size - self._filled, 0) or self._part_size
             piece, view = view[:room], view[room:]
-            crc64nvme = 0
-            for start in range(0, len(piece), _SUMMED):
-                step = piece[start : start + _SUMMED]
-                crc32 = CRC32.compute(step, crc32)
-                crc64nvme = CRC64NVME.compute(step, crc64nvme)
+            crc32, crc64nvme = both_checksums(piece, crc32)
             self._add(piece, stable=True, borrowed=True, crc64nvme=crc64nvme)
         return crc32
 
@@ -167,18 +161,24 @@ class PartWriter:
         if size > self._part_size:
             self._begin()
 
+    def send_written(self, check: Callable[[], object] = lambda: None) -> None:
+        """Send all parts, and wait for them; ``check`` is called each second. A small object has no part."""
+        self._add_joined()
+        if self.upload is None and not self.copied:
+            return
+        if self._filled or not (self._number or self.copied):  # an upload has at least one part, which may be empty
+            self._send_part()
+        self._wait_until(lambda: not self._in_flight, check)
+
     def finish(self, **conditions: Any) -> Any:
         """Publish the object, on conditions such as ``IfNoneMatch``, and return the server's answer."""
         self._add_joined()
         self._transfer.buffers.leave(self)
-        if self.upload is None and not self.copied:
+        self.send_written()
+        if self.upload is None:
             payload, _ = self._payload()
             sending = put(self._call, self._transfer, payload, checked=self._checked, **conditions)
             return self._result(self._work_for(sending))
-        if self._filled or not (self._number or self.copied):  # an upload has at least one part, which may be empty
-            self._send_part()
-        self._wait_until(lambda: not self._in_flight)
-        assert self.upload is not None
         return self._result(self._work_for(self._complete(self.upload, **conditions)))
 
     def own(self) -> None:
@@ -221,8 +221,7 @@ class PartWriter:
         near = self._transfer.slots.is_near and self._transfer.width <= MIN_REQUESTS
         if not chosen and self._growing and not near:
             self._first_part = self._part_size = LEAST_PART  # the same memory holds more small parts in flight
-            payload, _ = self._payload()
-            for memory in payload.parts():
+            for memory in self._payload()[0].parts():
                 self._add(memory, stable=True)
 
     # -- the part that is being filled ------------------------------------------------------------------------------
@@ -331,12 +330,13 @@ class PartWriter:
             self._failure = self._failure or error
             self._changed.notify_all()
 
-    def _wait_until(self, condition: Callable[[], bool]) -> None:
+    def _wait_until(self, condition: Callable[[], bool], check: Callable[[], object] = lambda: None) -> None:
         with self._changed:
             # Without a timeout, a Ctrl-C just before the wait would go unnoticed until it ends.
             while not self._changed.wait_for(lambda: self._failure is not None or condition(), _WAIT_SECONDS):
                 if self._transfer.loop.is_closed():
                     raise RuntimeError(LOOP_CLOSED)
+                check()
             if self._failure is not None:
                 raise self._failure
 

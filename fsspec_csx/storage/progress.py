@@ -38,6 +38,10 @@ class ProgressMeter:
         if self._pending >= _STEP:
             self._report()
 
+    def check(self) -> None:
+        """Let the callback raise although no bytes moved, as one of a cancelled save does."""
+        self._callback.relative_update(0)
+
     def finish(self) -> None:
         """Report that all bytes have moved."""
         self._report()

@@ -28,9 +28,10 @@ from checkpoints import MIB, Leaving, Point, names, saved
 from commands import running
 from forked import python
 from fsspec.callbacks import Callback
+from proxy import Fault, fault_proxy
 from stores import uploads
 
-from fsspec_csx import backends
+from fsspec_csx import backends, distributed
 from fsspec_csx.checkpoint import save_future, save_queue
 from fsspec_csx.checkpoint.api import load, save
 from fsspec_csx.checkpoint.async_save import async_save
@@ -490,6 +491,32 @@ def test_cancelled_midway(fs: CSXFileSystem, server: LocalS3, bucket: str) -> No
     assert future.bytes_written < 5 * BLOCK < future.bytes_total
     assert uploads(fs, bucket) == 0
     assert fs.cat_file(f"{bucket}/x.pt") == b"old"
+
+
+@pytest.mark.parametrize("way", ["x.pt", "x.safetensors", "huggingface", "sharded"])
+def test_cancelled_while_the_last_parts_are_sent(server: LocalS3, fs: CSXFileSystem, bucket: str, way: str) -> None:
+    """A save whose bytes are all written, but not sent, can be cancelled, and ends at once."""
+    tensors, opened = {name: torch.ones(5 * MIB) for name in "abc"}, threading.Event()
+    with fault_proxy(server.endpoint_url) as proxy:
+        options = {**server.storage_options(), "endpoint_url": proxy.url}
+        proxy.faults = [Fault("PUT", times=1000, before=lambda: opened.wait(SECONDS))]
+        if way == "sharded":
+            future = distributed.async_save(tensors, f"s3://{bucket}/{way}", storage_options=options)
+        else:
+            kind = {"format": way} if way == "huggingface" else {}
+            future = async_save(tensors, f"s3://{bucket}/{way}", storage_options=options, **kind)
+        deadline = time.monotonic() + SECONDS
+        while future.bytes_written < 60 * MIB and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert future.cancel()
+        try:
+            with pytest.raises(futures.CancelledError):
+                future.result(SECONDS / 2)
+        finally:
+            opened.set()
+    assert fs.find(bucket) == []
+    assert uploads(fs, bucket) == 0
 
 
 def test_cancelled_everywhere(root: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,7 +20,7 @@ from fsspec_csx.formats.huggingface.layout import (
     shard_names,
 )
 from fsspec_csx.formats.safetensors import writer
-from fsspec_csx.formats.writer import CheckpointWriter, Target
+from fsspec_csx.formats.writer import CheckpointWriter, Target, send_written
 from fsspec_csx.storage.folder import Folder, logger
 from fsspec_csx.storage.sizes import bytes_of
 from fsspec_csx.storage.threads import run_in_threads
@@ -54,6 +54,7 @@ class HuggingFaceWriter(CheckpointWriter):
             parts = writer.file_of({each: self._tensors[each] for each in self._parts[number]})
             with replacing.folder.creating(replacing.names[number]) as file:
                 parts.write(file, advance=advance)
+                send_written(file, lambda: advance(0))
 
         with replacing:
             threads = _THREADS if replacing.folder.threads else 1

@@ -34,11 +34,23 @@ class Algorithm:
 
 CRC64NVME = Algorithm(crt.crc64nvme, crt.combine_crc64nvme, 8)
 CRC32 = Algorithm(zlib_ng.crc32, zlib_ng.crc32_combine, 4)
+# Bytes of which two checksums are computed, one after the other, from the processor's cache.
+_CACHED = 2**20
 _BY_HEADER = {
     "x-amz-checksum-crc64nvme": CRC64NVME,
     "x-amz-checksum-crc32c": Algorithm(crt.crc32c, crt.combine_crc32c, 4),
     "x-amz-checksum-crc32": CRC32,
 }
+
+
+def both_checksums(memory: memoryview, crc32: int) -> tuple[int, int]:
+    """Return the CRC-32 of bytes that follow others with ``crc32``, and the CRC64NVME of the new bytes alone."""
+    crc64nvme = 0
+    for start in range(0, len(memory), _CACHED):
+        step = memory[start : start + _CACHED]
+        crc32 = CRC32.compute(step, crc32)
+        crc64nvme = CRC64NVME.compute(step, crc64nvme)
+    return crc32, crc64nvme
 
 
 def of_object(headers: Mapping[str, str]) -> tuple[Algorithm, str] | None:
