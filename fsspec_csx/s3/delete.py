@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from fsspec_csx.s3.transport.compat import run_in_chunks
 
 # The most objects that one request can delete.
 _AT_ONCE = 1000
+# Characters that XML does not allow, and so not the list of a request for many objects.
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 # Errors of stores that do not support versions.
 _NO_VERSIONS = {"405", "MethodNotAllowed", "NotImplemented"}
 
@@ -72,11 +75,10 @@ async def _deletable(fs: Any, path: str, recursive: bool, maxdepth: int | None) 
 
 async def delete_objects(fs: Any, names: Sequence[str]) -> list[str]:
     """Delete objects and versions, many by each request."""
-    if len(names) == 1:
-        await fs._rm_file(names[0])
-        return []
+    alone = {each for each in names if len(names) == 1 or _NOT_IN_XML.search(each)}
+    await run_in_chunks([fs._rm_file(each) for each in alone], batch_size=fs.batch_size, nofiles=True)
     of_bucket: dict[str, list[str]] = {}
-    for name in names:
+    for name in sorted({*names} - alone):
         of_bucket.setdefault(fs.split_path(name)[0], []).append(name)
     calls = [
         fs._bulk_delete(each[start : start + _AT_ONCE])

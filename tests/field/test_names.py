@@ -576,3 +576,10 @@ def test_requests_for_names(moto_store: Store, tmp_path: Path) -> None:
     assert requests(lambda: fs.rm_file(plain)) == ["DeleteObject"]
     assert requests(lambda: fs.rm(special)) == ["HeadObject", "DeleteObject"]
     assert requests(lambda: fs.rm(moto_store.path("d"), recursive=True)) == ["ListObjectsV2", "DeleteObjects"]
+
+
+def test_deletion_of_names_that_xml_cannot_contain(fs: CSXFileSystem, bucket: str) -> None:
+    """They are deleted with all others below a folder, though no list of names can have them."""
+    fs.pipe({f"{bucket}/folder/{name}": b"" for name in ("a", "b\x01", "c\x1f/d", "e")})
+    fs.rm(f"{bucket}/folder", recursive=True)
+    assert fs.find(bucket) == []
