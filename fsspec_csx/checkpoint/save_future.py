@@ -14,6 +14,7 @@ from typing import Any
 from fsspec.callbacks import Callback, NoOpCallback
 
 from fsspec_csx.storage.paths import redacted
+from fsspec_csx.storage.threads import wait_for
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -84,7 +85,7 @@ class SaveFuture(concurrent.futures.Future[None]):
         if self._owner != os.getpid() and not self._ended:
             msg = "This save belongs to the process that started it. Ask for its result there."
             raise RuntimeError(msg)
-        error = super().exception(timeout)
+        error = super().exception(wait_for(self, timeout))
         self._unretrieved = ""
         if isinstance(error, concurrent.futures.CancelledError):
             raise error

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fsspec_csx.checkpoint.save_future import SaveFuture, SaveProgress, log_unretrieved, note_failure
 from fsspec_csx.formats.writer import CheckpointWriter, Target
 from fsspec_csx.storage.progress import ProgressMeter
+from fsspec_csx.storage.threads import SIGNAL_SECONDS
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -138,7 +139,8 @@ class _Saves:
 
     def _close(self) -> None:
         with self._changed:
-            self._changed.wait_for(self._is_idle)
+            while not self._changed.wait_for(self._is_idle, SIGNAL_SECONDS):
+                pass
             self._closed = True
 
     def _is_idle(self) -> bool:

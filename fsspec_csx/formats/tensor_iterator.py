@@ -12,6 +12,7 @@ import torch
 
 from fsspec_csx.formats import reader
 from fsspec_csx.formats.damage import wrong_checksum
+from fsspec_csx.storage.threads import result_of
 from fsspec_csx.tensors import fill, names, torch_compat
 from fsspec_csx.tensors.lazy_object import Record
 from fsspec_csx.tensors.memory import reserved
@@ -69,7 +70,7 @@ class TensorIterator:
             try:
                 self._refill(pending, pool)
                 while pending:
-                    batch = pending.popleft().result()
+                    batch = result_of(pending.popleft())
                     self._refill(pending, pool)
                     self._take_over(batch)
                     while batch.tensors:

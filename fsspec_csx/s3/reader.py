@@ -27,6 +27,7 @@ from fsspec_csx.s3.transport.range_planning import Span, checksums, coalesce
 from fsspec_csx.s3.transport.request_body import single_bytes
 from fsspec_csx.s3.transport.threads import in_thread, in_thread_if_many
 from fsspec_csx.s3.transport.transfer import PART
+from fsspec_csx.storage.threads import take
 
 _PARALLEL_FROM = 2 * 2**20
 _FOLLOWING = 64 * 1024
@@ -209,7 +210,7 @@ class ReadFile(S3File):  # type: ignore[misc]
         work.add_done_callback(lambda _: progress.put(None))
         try:
             work.schedule()
-            while (count := progress.get()) is not None:
+            while (count := take(progress)) is not None:
                 if advance:
                     advance(count)
             found: list[int] = work.result()

@@ -1,18 +1,47 @@
-"""Work on several files at once."""
+"""Work on several files at once, and waits for work in other threads."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 Result = TypeVar("Result")
 
 _THREADS = 16
+
+SIGNAL_SECONDS = 1.0
+"""The longest wait of the main thread at a time.
+
+A wait without a timeout would not notice a signal that came just before it, or that another thread received.
+"""
+
+
+def wait_for(future: Future[Any], timeout: float | None = None) -> float | None:
+    """Wait until a future is done, or ``timeout`` is nearly over, and return the rest of it; signals are noticed."""
+    left = timeout
+    while not future.done() and (left is None or left > SIGNAL_SECONDS):
+        with contextlib.suppress(futures.TimeoutError, futures.CancelledError):
+            Future.exception(future, SIGNAL_SECONDS)
+        left = None if left is None else left - SIGNAL_SECONDS
+    return left
+
+
+def result_of(future: Future[T]) -> T:
+    """Wait for a future, and return its result; signals are noticed."""
+    return future.result(wait_for(future))
+
+
+def take(events: SimpleQueue[T]) -> T:
+    """Wait for the next item of a queue; signals are noticed."""
+    while True:
+        with contextlib.suppress(Empty):
+            return events.get(timeout=SIGNAL_SECONDS)
 
 
 def map_parallel(fs: Any, function: Callable[[T], Result], items: Iterable[T]) -> list[Result]:
@@ -65,7 +94,7 @@ def run_in_threads(
             pool.submit(run, item).add_done_callback(moved.put)
         left = len(items)
         while left:
-            if isinstance(event := moved.get(), Future):
+            if isinstance(event := take(moved), Future):
                 with contextlib.suppress(_StoppedError):  # another event brings the first failure
                     event.result()
                 left -= 1

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 
+from fsspec_csx.storage.threads import result_of
 from fsspec_csx.tensors.source import memory_of
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ def read_ahead(reads: Iterable[Callable[[], T]]) -> Iterator[Iterator[T]]:
 
         def results() -> Iterator[T]:
             while following:
-                result = following.pop().result()
+                result = result_of(following.pop())
                 following.extend(reader.submit(read) for read in itertools.islice(left, 1))
                 yield result
 

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from fsspec_csx.checkpoint.local_tier import LocalTier, name_of
 from fsspec_csx.checkpoint.save_future import SaveFuture
 from fsspec_csx.errors import ChecksumError
 from fsspec_csx.storage.paths import redacted
+from fsspec_csx.storage.threads import wait_for
 from fsspec_csx.trainer import checkpoint_root, processes
 from fsspec_csx.trainer.checkpoint_root import CheckpointNames
 
@@ -182,7 +183,9 @@ class PendingSaves:
 
     def finish(self, trainer: Trainer, *, local: bool = False) -> BaseException | None:
         """Wait like ``wait``, but only for this process, and return the error."""
-        wait([each for _, save in self._saves if (each := getattr(save, "local", None) if local else save) is not None])
+        for _, save in self._saves:
+            if (each := getattr(save, "local", None) if local else save) is not None:
+                wait_for(each)
         found = self._report_all(trainer)
         if not local:
             left = self._upload_left(trainer)
@@ -209,7 +212,7 @@ class PendingSaves:
             try:
                 if failed is None or len(self._saves) == 1:
                     save = upload_left(path, self._local.folder)
-                    wait([save])
+                    wait_for(save)
                     self._saves[0] = path, save
                 if self._state(path, save) == "left":
                     raise self._local.not_uploaded(path, save.exception()) from save.exception()

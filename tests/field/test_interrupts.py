@@ -12,15 +12,18 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 from conftest import recorded_requests
-from ctrl_c import interrupted
+from ctrl_c import ctrl_c, interrupted
 from proxy import Fault, FaultProxy, fault_proxy, through
 
+from fsspec_csx.checkpoint import save_queue
+from fsspec_csx.checkpoint.async_save import async_save
+from fsspec_csx.checkpoint.save_future import SaveFuture
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.transport.event_loop import Work
 from fsspec_csx.testing import LocalS3
@@ -206,6 +209,32 @@ def test_ctrl_c_at_any_time(far: CSXFileSystem, tmp_path: Path, name: str, after
     interrupted(getattr(call, name), after)
     check_nothing_goes_on(call)
     assert [name for name in os.listdir(tmp_path / "local") if name.endswith(".tmp")] == []
+
+
+WAITS: dict[str, Callable[[CSXFileSystem, SaveFuture], object]] = {
+    "cat_file": lambda fs, saving: fs.cat_file(f"{BUCKET}/large"),
+    "readinto": lambda fs, saving: fs.open(f"{BUCKET}/large", size=LARGE).readinto(bytearray(LARGE)),
+    "read": lambda fs, saving: fs.open(f"{BUCKET}/large", size=LARGE).read(),
+    "saving": lambda fs, saving: saving.result(),
+    "exit": lambda fs, saving: save_queue._saves._close(),
+}
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_ctrl_c_that_another_thread_receives(server: LocalS3, far: CSXFileSystem, proxy: FaultProxy, name: str) -> None:
+    """Ctrl-C ends a wait, though the system may give the signal to a thread that does not wait."""
+    over = threading.Event()
+    proxy.faults = [Fault(times=10_000, before=lambda: over.wait(60))]
+    options = {**server.storage_options(), "endpoint_url": proxy.url}
+    saving = async_save([1], f"s3://{BUCKET}/saved.pt", storage_options=options)
+    began = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt), ctrl_c(0.3, elsewhere=True):
+            WAITS[name](far, saving)
+        assert time.monotonic() - began < 30
+    finally:
+        over.set()
+        saving.result(60)
 
 
 @pytest.mark.parametrize("twice", [pytest.param(False, marks=pytest.mark.slow), True])

@@ -14,7 +14,7 @@ import pytest
 
 
 @contextlib.contextmanager
-def ctrl_c(after: float, struck: Callable[[], object] = lambda: None) -> Iterator[None]:
+def ctrl_c(after: float, struck: Callable[[], object] = lambda: None, *, elsewhere: bool = False) -> Iterator[None]:
     """Press Ctrl-C once, so many seconds after the block has begun; if the block ends earlier, wait for it.
 
     To be entered below ``pytest.raises(KeyboardInterrupt)``.
@@ -22,6 +22,7 @@ def ctrl_c(after: float, struck: Callable[[], object] = lambda: None) -> Iterato
     Args:
         after: how many seconds.
         struck: is called in the handler of the signal.
+        elsewhere: whether another thread receives the signal, which wakes the main thread from no wait.
     """
     waiting, over = False, threading.Event()
 
@@ -36,7 +37,10 @@ def ctrl_c(after: float, struck: Callable[[], object] = lambda: None) -> Iterato
         while not waiting:  # the block has not begun
             time.sleep(0.001)
         if not over.wait(after):
-            os.kill(os.getpid(), signal.SIGINT)
+            if elsewhere:
+                signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+            else:
+                os.kill(os.getpid(), signal.SIGINT)
 
     previous = signal.signal(signal.SIGINT, strike)
     thread = threading.Thread(target=press)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from fsspec.exceptions import FSTimeoutError
 
 from fsspec_csx.s3.transport.call_scope import Scope, wait_for_threads, within
+from fsspec_csx.storage.threads import wait_for
 
 T = TypeVar("T")
 LOOP_CLOSED = "The event loop of this filesystem was closed. Make another filesystem, for a loop that runs."
@@ -85,6 +86,10 @@ class Work(Future[Any]):
             self.set_exception(error.error if isinstance(error, CarriedExit) else error)
         else:
             self.set_result(task.result())
+
+    def result(self, timeout: float | None = None) -> Any:
+        """See ``concurrent.futures.Future``; signals are noticed."""
+        return super().result(wait_for(self, timeout))
 
     def cancel(self) -> bool:
         """Cancel the work; return False if it is done."""
