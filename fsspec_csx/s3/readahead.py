@@ -6,6 +6,7 @@ import bisect
 import itertools
 import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ _SHARES = 8
 # end of each record, and back; readers of HDF5 files to the index, and back.
 _GAP = 64 * 1024
 _KEPT = 32 * 2**20
+# From the ninth open file on, each keeps less: programs open thousands of files, and read a little of each.
+_FILES = 8
 # The most chunks kept besides those ahead: each read looks at all of them, and they are small if block_size is.
 _MOST_KEPT = 256
 # How zip files begin and end. torch.load reads the beginning, then the end and the directory before it, and then the
@@ -34,6 +37,9 @@ _TAIL, _FIRST_RECORDS = 512 * 1024, 8 * 2**20
 # The chunks that are fetched ahead of large reads, in requests of AHEAD_REQUEST bytes.
 _CHUNK = 8 * 2**20
 AHEAD_REQUEST = 4 * 2**20
+
+
+_filled: weakref.WeakSet[ReadAhead] = weakref.WeakSet()  # those that have chunks
 
 
 @dataclass(eq=False)
@@ -183,7 +189,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         """Start to fetch the missing bytes of a read, and those that will follow."""
         if self.size - start <= min(_GAP, self.blocksize) and self._run_end(start) == start:
             self._fetch_tail()
-        elif self.size <= min(self._small(), self.blocksize):
+        elif self.size <= min(self._small(), self.blocksize, self._most_kept):
             self._extend(start, stop, self.size - stop)
         elif before := self._before(start):
             self._continue(before, stop)
@@ -202,7 +208,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         if last is None or not last.data.done():  # the reader has to wait
             most = self.blocksize
             if end != self._run_end(self._last - 1):  # it alternates between places
-                most = min(most, max(window, _KEPT // max(_SHARES, 2 * self._count_places())))
+                most = min(most, max(window, self._most_kept // max(_SHARES, 2 * self._count_places())))
             run[-1].window = window = min(max(window * _GROWTH, _LEAST), most)
         self._extend(before.start, stop, window)
 
@@ -232,6 +238,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
             chunk.data.cancel()
         self._chunks.clear()
         self._free.clear()
+        _filled.discard(self)
 
     def _before(self, start: int) -> Chunk | None:
         """Return the chunk that a read continues."""
@@ -259,7 +266,13 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         """Return where the next chunk behind a position starts, or the size of the file."""
         return next((chunk.start for chunk in self._chunks if chunk.start > start), self.size)
 
+    @property
+    def _most_kept(self) -> int:
+        """How many bytes this file may keep besides those ahead."""
+        return _KEPT * _FILES // max(_FILES, len(_filled))
+
     def _add(self, chunk: Chunk) -> None:
+        _filled.add(self)
         chunk.used = self._reads
         bisect.insort(self._chunks, chunk, key=lambda each: each.start)
 
@@ -271,7 +284,7 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         others = [each for each in self._chunks if each.end <= position or each.start >= end]
         others.sort(key=lambda each: each.used, reverse=True)
         kept = sum(each.end - each.start for each in others)
-        while kept > _KEPT or len(others) > _MOST_KEPT:
+        while kept > self._most_kept or len(others) > _MOST_KEPT:
             chunk = others.pop()
             kept -= chunk.end - chunk.start
             chunk.data.cancel()

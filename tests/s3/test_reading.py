@@ -368,6 +368,26 @@ def test_little_is_kept_and_fetched_in_vain(
     assert fetched < 1.5 * used
 
 
+@pytest.mark.parametrize("size", [12 * MIB, 150 * MIB])
+def test_many_open_files_keep_less_each(size: int) -> None:
+    """A program may open hundreds of files and read a little of each; closed ones do not count."""
+
+    def fetch(start: int, end: int) -> Future[bytes]:
+        return Arriving(bytes(end - start))
+
+    caches = [ReadAhead(50 * MIB, fetch, lambda start, memory: Future(), size, lambda: 16 * MIB) for _ in range(99)]
+    for position in (0, *range(10 * MIB, size, 7 * MIB)):
+        for cache in caches:
+            cache._fetch(position, position + 1000)
+        assert sum(chunk.end - chunk.start for cache in caches for chunk in cache._chunks) < 400 * MIB
+    for cache in caches:
+        cache.clear()
+    for position in range(0, size, 5 * MIB):
+        caches[0]._fetch(position, position + 1000)
+    kept = sum(chunk.end - chunk.start for chunk in caches[0]._chunks)
+    assert kept == size if size < 16 * MIB else kept > 7 * MIB
+
+
 def test_random_reads_take_one_request_each(fs: CSXFileSystem) -> None:
     """A small read at a new place asks for it once, and for little more."""
     chosen = random.Random(1)
