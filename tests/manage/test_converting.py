@@ -193,6 +193,12 @@ def test_some_entries(state: Any, put: Any, tmp_path: Path) -> None:
     assert (tmp_path / "target.mdl").read_bytes() == saved(load(source, keys=keys))
 
 
+@pytest.mark.parametrize("format", ["torch", "safetensors", "huggingface", "distributed", "cerebras"])
+def test_no_entries(environment: LocalS3, bucket: str, put: Any, format: str) -> None:
+    """An empty list of keys selects nothing, and not all."""
+    assert convert(put(saved({"w": torch.ones(3)})), f"s3://{bucket}/x", keys=[], format=format).tensors == 0
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch's, of its own doings
 def test_other_files_are_loaded_whole(put: Any, tmp_path: Path) -> None:
     """Files of torch before 1.6, and those of sparse and quantized tensors, are converted too."""

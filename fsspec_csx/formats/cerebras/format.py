@@ -75,7 +75,7 @@ class CerebrasFormat(Format[CerebrasSource]):
         self.refuse_cast(options)
         keys, _ = reader.begin(source, options.keys, options.name)
         # With keys, the error names an entry that cannot be loaded.
-        obj = reader.read(source, name=options.name, keys=keys or (lambda name: True))
+        obj = reader.read(source, name=options.name, keys=(lambda name: True) if keys is None else keys)
         writer = self.writer(obj)
         meter = ProgressMeter(progress, writer.nbytes)
         writer.save(target, advance=meter.advance)
