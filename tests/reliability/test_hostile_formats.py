@@ -218,6 +218,7 @@ def test_numbers_in_a_manifest(tmp_path: Path, data: bytes) -> None:
 YAML = {
     "deep": ("[" * 5000, "nested too deeply"),
     "deep in blocks": ("".join(f"{' ' * n}a:\n" for n in range(1000)), "nested too deeply"),
+    "holding itself": ("trainer: &a [*a]", "nested too deeply"),
     "large": ("#" * (MIB + 1), "has more than"),
     "digits": (f"a: {'9' * 10_000}", "is not a valid int"),
     "day": ("a: 2020-99-99", "is not a valid timestamp"),

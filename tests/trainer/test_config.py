@@ -64,6 +64,10 @@ class Wide(Model):
         super().__init__()
         self.hidden, self.seen, self.drawn = hidden, seen, torch.rand(()).item()
 
+    def create_dataloader(self, split: str) -> None:
+        """Only that of a data processor is called."""
+        raise AssertionError(split)
+
 
 class Untyped:
     """Has hints that only a type checker can read."""
@@ -641,6 +645,7 @@ def test_no_yaml(tmp_path: Path) -> None:
         (b"trainer:\n  init: {a: 1\n  fit: 2", "line 3, column 6: expected ',' or '}', but got ':'."),
         (b"a: 1\nb: 2\na: 3", "line 3, column 1: key 'a' occurs twice."),
         (b"a: !!python/object/apply:os.system ['true']", "line 1, column 4: could not determine a constructor"),
+        (b"a: &a [*a]", "x.yaml is nested too deeply."),
         (b"a: *b", "line 1, column 4: found undefined alias."),
         (b"a: 1\n---\nb: 2", "line 2, column 1: but found another document."),
         (b"a: \xff", "x.yaml: invalid start byte."),

@@ -51,19 +51,11 @@ def read(path: str, words: Iterable[str] = (), **changes: Any) -> list[Config]:
 
 
 def _with(content: Any, words: Iterable[str]) -> Any:
-    made = _copied(content)
     for word in words:
         key, _, text = word.partition("=")
         names = [name for name in key.split(".") if name]
-        _set(made, names if names[:1] == ["trainer"] else ["trainer", *names], _parse(text, f"-o {key}"), key)
-    return made
-
-
-def _copied(node: Any) -> Any:
-    """Return a copy in which each alias has its own copy of the value."""
-    if isinstance(node, dict):
-        return {key: _copied(each) for key, each in node.items()}
-    return [*map(_copied, node)] if isinstance(node, list) else node
+        _set(content, names if names[:1] == ["trainer"] else ["trainer", *names], _parse(text, f"-o {key}"), key)
+    return content
 
 
 def _set(node: Any, names: list[str], value: Any, key: str) -> None:
@@ -105,7 +97,7 @@ def read_yaml(path: str) -> Any:
 
 def _parse(content: bytes | str, name: str) -> Any:
     try:
-        return yaml.load(content, _Loader)
+        return _copied(yaml.load(content, _Loader))
     except RecursionError:
         raise ConfigError(f"{name} is nested too deeply.", "Check its brackets and indentation.") from None
     except yaml.YAMLError as error:
@@ -115,6 +107,13 @@ def _parse(content: bytes | str, name: str) -> Any:
         problem = _FROM_FILE.sub(r"\1", problem)
         # PyYAML's own message quotes the line, which may hold a secret.
         raise ConfigError(f"{name}{place}: {problem}.", "Correct the YAML there.") from None
+
+
+def _copied(node: Any) -> Any:
+    """Return a copy in which each alias has its own copy of the value; a value in itself is a RecursionError."""
+    if isinstance(node, dict):
+        return {key: _copied(each) for key, each in node.items()}
+    return [*map(_copied, node)] if isinstance(node, list) else node
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]

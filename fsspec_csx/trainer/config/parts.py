@@ -91,7 +91,9 @@ def make(plan: Blueprint | list[Blueprint], part: Part, **given: Any) -> Any:
     """Create the object of a part; raise a ConfigError if it has another class, or its class refuses the arguments."""
     if isinstance(plan, list):
         return [make(each, part, **given) for each in plan]
-    made = modelzoo.as_loader(plan.make(**given))
+    made = plan.make(**given)
+    if part.kind is Iterable:
+        made = modelzoo.as_loader(made)
     if not isinstance(made, part.kind):
         kinds = part.kind if isinstance(part.kind, tuple) else (part.kind,)
         wanted = " or ".join(each.__name__ for each in kinds)
