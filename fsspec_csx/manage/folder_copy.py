@@ -135,7 +135,8 @@ class FolderCopy:
 
     def _check_places(self) -> None:
         source, target = self._source.root, self._target
-        one, other = Location.below(source, "x"), Location.below(target, "x")
+        name = "x" if source.fs is None else min(self._source.manifests)
+        one, other = Location.below(source, name), Location.below(target, name)
         if one.is_same_file(other) or (
             one.fs is None and other.fs is None and other.path.startswith(f"{source.path.rstrip('/')}/")
         ):

@@ -134,13 +134,21 @@ class Location:
                 return os.path.samefile(self.path, other.path)
             return os.path.realpath(self.path) == os.path.realpath(other.path)
         if self.is_csx and other.is_csx:
-            return bool(self._address() == other._address())
+            (endpoint, *place), (other_endpoint, *other_place) = self._address(), other._address()
+            return place == other_place and (endpoint == other_endpoint or self._is_same_state(other))
         return bool(self.fs == other.fs and self.path.rstrip("/") == other.path.rstrip("/"))
 
     def _address(self) -> tuple[str, ...]:
         self.fs.connect()
         bucket, key, version = self.fs.split_path(self.path)
         return self.fs._endpoint.rstrip("/"), bucket, key, version or ""
+
+    def _is_same_state(self, other: Location) -> bool:
+        """Return whether two endpoints show one object, with its time of writing: one store may have several names."""
+        try:
+            return self.state() == other.state()
+        except (FileNotFoundError, PermissionError):
+            return False
 
     def make_parents(self) -> None:
         """Create the parent folders on the local filesystem."""

@@ -171,6 +171,25 @@ def test_onto_itself(folder: Callable[[str], str], tmp_path: Path) -> None:
     assert content(local) == content(remote) == content(stored) == b"x"
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_onto_itself_by_another_name_of_the_store(
+    folder: Callable[[str], str], environment: LocalS3, overwrite: bool
+) -> None:
+    """A store may have several endpoints: an object that has the same place at both is not copied onto itself."""
+    alias = {
+        **environment.storage_options(),
+        "endpoint_url": environment.endpoint_url.replace("127.0.0.1", "localhost"),
+    }
+    single = written(f"{folder('s3')}/x.mdl", b"x")
+    whole = sharded(f"{folder('s3')}/ckpt", SHARDED)
+    for source in (single, whole):
+        for do in (copy, move):
+            with pytest.raises(CheckpointPathError, match="source f"):
+                do(source, source, overwrite=overwrite, target_options=alias)
+    assert content(single) == b"x"
+    assert held(whole) == SHARDED
+
+
 def test_links(tmp_path: Path) -> None:
     """Of a link that is moved the content goes, and the file it points to stays; a link at the target stays too."""
     (tmp_path / "x.mdl").write_bytes(b"x")
