@@ -17,6 +17,9 @@ from fsspec_csx.storage.paths import redacted
 STEP, TIME = "step", "time"
 """The orders that determine the newest checkpoints."""
 
+# Why a checkpoint stays and does not count, by order.
+_EXEMPT = {STEP: "its name has no step", TIME: "it is a best, last or final file"}
+
 
 @dataclass(frozen=True)
 class PruneResult:
@@ -44,7 +47,7 @@ def plan(
     The files of one step are kept or deleted together. It keeps the newest ``keep`` steps of each run (see
     ``steps_of``), multiples of ``every``, and checkpoints without a step in their names. A step that is damaged, or
     lacks a file that other steps have, does not count among the newest. ``by="time"`` sorts by the time of the last
-    write, and ignores names and runs.
+    write, ignores steps and runs, and keeps best, last and final files, unless there are no others.
 
     Raises a ValueError if ``keep`` or ``every`` is less than 1, or a time is unknown.
     """
@@ -57,9 +60,12 @@ def plan(
     flaws: dict[str, str] = {}
     counted: Counter[str] = Counter()
     oldest: float | None = None
-    for step in reversed(_sorted(found, by)):
+    steps = _sorted(found, by)
+    has_others = not all(step.is_without_step for step in steps)
+    for step in reversed(steps):
         number, run = step.label.step, step.run if by == STEP else ""
-        flaw = "its name has no step" if by == STEP and number is None else step.flaw
+        exemption = _EXEMPT[by] if (number is None if by == STEP else step.is_without_step and has_others) else ""
+        flaw = exemption or step.flaw
         flaws |= dict.fromkeys((each.path for each in step.members if flaw), flaw)
         # If two were written at the same time, neither is known to be older.
         is_full = counted[run] >= keep and (by == STEP or step.time != oldest)
@@ -69,7 +75,7 @@ def plan(
             if not wrong:
                 counted[run] += 1
                 oldest = step.time
-        stays = not is_full or (by == STEP if number is None else every is not None and number % every == 0)
+        stays = not is_full or exemption or (number is not None and every is not None and number % every == 0)
         (kept if stays else to_delete).extend(reversed(step.members))
     uncounted = {each.path: flaws[each.path] for each in reversed(kept) if each.path in flaws}
     return PruneResult(kept[::-1], to_delete[::-1], damaged, {}, uncounted)

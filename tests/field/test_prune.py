@@ -171,6 +171,16 @@ def test_best_and_last(root: str) -> None:
     assert left(root) == ["best_step_1.pt", "checkpoint_3.pt", "last.pt", "model.bin"]
 
 
+def test_best_and_last_by_time(tmp_path: Path) -> None:
+    """They stay by time too, and count as nothing; if there are no others, the newest of them is kept."""
+    timed(tmp_path, "best_step_1.pt", "mine.pt", "yours.pt", "last.pt")
+    assert [*prune(tmp_path, 1, by="time").uncounted] == [str(tmp_path / name) for name in ("best_step_1.pt", "last.pt")]
+    assert left(str(tmp_path)) == ["best_step_1.pt", "last.pt", "yours.pt"]
+    os.remove(tmp_path / "yours.pt")
+    prune(tmp_path, 1, by="time")
+    assert left(str(tmp_path)) == ["last.pt"]
+
+
 def test_some_without_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Where one of them has no step, which are the newest is unknown: nothing is deleted, and it is named."""
     names = ["mine.pt", "checkpoint_1.pt", "checkpoint_2.pt"]
