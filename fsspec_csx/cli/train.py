@@ -116,7 +116,7 @@ def _as_one(results: list[dict[str, Any]]) -> dict[str, Any]:
 def _folder(word: str) -> str:
     key, equals, _ = word.partition("=")
     if equals and "/" not in key:
-        reason = f"{key!r} in the option -o is no key of the file."
+        reason = f"{key!r} in the option -o is not a key of the file."
         raise ConfigError(reason, "Write keys as in init.loop.max_steps=10; a folder with '=' in its name as ./NAME.")
     return word
 

@@ -169,7 +169,7 @@ class BucketChecks:
         try:
             self._fs.pipe_file(self._path, _DATA, mode="create")
         except ObjectExistsError:
-            return passed("conditional write", "the server heeds If-None-Match: mode 'x' replaces nothing")
+            return passed("conditional write", "the server supports If-None-Match: mode 'x' replaces nothing")
         except Exception as error:
             if code_of(error) not in NOT_THERE:
                 raise

@@ -208,7 +208,9 @@ class EffectiveConfig:
         if verify is True:
             return passed("certificates", f"{where()}, as no bundle is named (the system's are not read)")
         if not verify:
-            return lacking("certificates", "none are checked, as verify is False", "Name a bundle to trust instead.")
+            return lacking(
+                "certificates", "none are checked, as verify is False", "Name a file of certificates instead."
+            )
         return passed("certificates", f"{verify}, {source}")
 
     def _proxy(self) -> str:

@@ -246,7 +246,7 @@ def _is_one(present: Any, first: str, second: str) -> bool:
 def _flat(obj: Any, path: str, drop_values: bool) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """Return the tensors of a nested object by dotted name, and the names of all other entries."""
     if not isinstance(obj, Mapping):
-        kind = f"it holds a {type(obj).__name__}, no mapping of names to tensors"
+        kind = f"it holds a {type(obj).__name__}, not a mapping of names to tensors"
         msg = f"{path} cannot become a safetensors file: {kind}. Write a torch file."
         raise ValueError(msg)
     tensors: dict[str, torch.Tensor] = {}
@@ -255,13 +255,13 @@ def _flat(obj: Any, path: str, drop_values: bool) -> tuple[dict[str, torch.Tenso
         if not isinstance(value, torch.Tensor):
             values.append(name)
         elif name in tensors:
-            msg = f"{path} cannot become a safetensors file: it has two tensors of the name {name!r}. Rename one."
+            msg = f"{path} cannot become a safetensors file: it has two tensors named {name!r}. Rename one."
             raise ValueError(msg)
         else:
             tensors[name] = value
     if values and not drop_values:
-        what = f"a safetensors file holds tensors alone, and these entries are none: {names.shown(values)}"
-        msg = f"{path} cannot become a safetensors file as it is: {what}."
+        what = f"a safetensors file holds only tensors, and these entries are not: {names.shown(values)}"
+        msg = f"{path} cannot become a safetensors file: {what}."
         msg += " Leave them out (--drop-values, or drop_values=True), or write a torch file."
         raise ValueError(msg)
     return tensors, tuple(values)

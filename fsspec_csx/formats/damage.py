@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError
 
-AGAIN = "Save it again, or copy it again from where it is whole."
+AGAIN = "Save it again, or copy it again from an intact copy."
 """The remedy for a damaged or incomplete checkpoint."""
 
 CHECKSUM = "the checksum of"

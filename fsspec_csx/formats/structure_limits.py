@@ -48,7 +48,7 @@ def check(obj: Any, name: str) -> None:
 def _check_sparse(values: Iterable[Any], name: str) -> None:
     for value in values:
         if isinstance(value, torch.Tensor) and not _is_sound(value):
-            raise damaged(name, "a sparse tensor of it has indices that make no sense")
+            raise damaged(name, "a sparse tensor of it has invalid indices")
 
 
 def _is_sound(tensor: torch.Tensor) -> bool:

@@ -28,7 +28,7 @@ async def create_bucket(fs: Any, bucket: str, acl: str | None = None, region: st
     """
     if is_directory_bucket(bucket):
         reason = f"There is no directory bucket {bucket!r}."
-        raise BucketNotFoundError(reason, "Make it in its zone with another tool, such as aws s3api create-bucket.")
+        raise BucketNotFoundError(reason, "Create it in its zone with another tool, such as aws s3api create-bucket.")
     await fs.set_session()
     region = region or fs._s3.meta.region_name
     options: dict[str, Any] = {"ACL": acl} if acl else {}
@@ -40,7 +40,7 @@ async def create_bucket(fs: Any, bucket: str, acl: str | None = None, region: st
         pass  # another writer of this user created it first
     except AccessDeniedError as error:
         if code_of(error.__cause__ or error) != "BucketAlreadyExists":
-            reason = f"The bucket {bucket!r} does not exist, and {fs._identity} may not make it."
+            reason = f"The bucket {bucket!r} does not exist, and {fs._identity} may not create it."
             raise AccessDeniedError(reason, "Name an existing bucket, or ask for the right to create one.") from error
         seen = False
         with contextlib.suppress(PermissionError):
@@ -58,10 +58,10 @@ async def mkdir(fs: Any, path: str, acl: Any = False, create_parents: bool = Tru
         raise ValueError(msg)
     if await fs._exists(bucket):
         if not key:
-            msg = f"The bucket {bucket!r} exists already. Use makedirs with exist_ok=True if that is all right."
+            msg = f"The bucket {bucket!r} exists already. Use makedirs with exist_ok=True to accept that."
             raise FileExistsError(msg)
     elif key and not create_parents:
-        raise BucketNotFoundError(f"There is no bucket {bucket!r}.", "Make it first, or pass create_parents=True.")
+        raise BucketNotFoundError(f"There is no bucket {bucket!r}.", "Create it first, or pass create_parents=True.")
     else:
         await create_bucket(fs, bucket, acl or None, kwargs.get("region_name"))
 

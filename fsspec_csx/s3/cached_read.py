@@ -71,7 +71,7 @@ class CachedRange(RangeRequest):
         left = min(BLOCK, self.blocks.size - block * BLOCK)
         while left and expected is not None:
             if self.given_up:
-                msg = "The read was given up."
+                msg = "The read was cancelled."
                 raise OSError(msg)
             memory = self.next_buffer(left)
             count = self.blocks.read(memory, self.start + self.filled)

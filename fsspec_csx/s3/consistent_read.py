@@ -101,7 +101,7 @@ def _allocate(size: int, name: object) -> bytes:
         return bytes(size)
     except (MemoryError, OverflowError):
         reason = f"There is not enough memory for {name}, which has {size:,} bytes by the server's response."
-        remedy = "Read it in parts, or into a file; if it is not so large, the server, or a proxy on the way, is wrong."
+        remedy = "Read it in parts, or into a file; if it is smaller, the server or a proxy reports a wrong size."
         raise TooLargeError(reason, remedy) from None
 
 

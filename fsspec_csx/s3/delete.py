@@ -141,7 +141,7 @@ async def rmdir(fs: Any, path: str) -> None:
     if [(each["name"], each["size"]) for each in found] == [(f"{bucket}/{key}/", 0)]:
         await fs._rm_file(f"{bucket}/{key}/")
     elif found or await fs._isfile(f"{bucket}/{key}"):
-        msg = f"s3://{bucket}/{key} is no empty folder. Use rm, with recursive=True for all below it."
+        msg = f"s3://{bucket}/{key} is not an empty folder. Use rm with recursive=True to delete everything below it."
         raise FileExistsError(msg)
     else:
         raise not_found_error(f"{bucket}/{key}")

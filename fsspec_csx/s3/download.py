@@ -201,7 +201,7 @@ def check_inside(rpath: str, lpath: str) -> None:
     parts = str(rpath).split("/")
     for number, part in enumerate(parts):
         if part == ".." and str(lpath).endswith("/".join(parts[number:])):
-            msg = f"The key {rpath!r} leads out of the folder it is fetched to. Fetch it alone, to a name of your own."
+            msg = f"The key {rpath!r} leads out of the target folder. Fetch it alone, to a name of your choice."
             raise ValueError(msg)
 
 

@@ -190,7 +190,7 @@ def not_found_error(path: Any) -> ObjectNotFoundError:
 
 def folder_error(path: Any, verb: str) -> IsADirectoryError:
     """Return the error for a folder where ``recursive`` is needed; ``verb`` is "move" or "delete"."""
-    msg = f"{path!r} is a folder, and nothing was {verb}d. Pass recursive=True to {verb} all below it."
+    msg = f"{path!r} is a folder, and nothing was {verb}d. Pass recursive=True to {verb} everything below it."
     return IsADirectoryError(msg)
 
 

@@ -201,7 +201,7 @@ async def merge(fs: Any, path: str, filelist: Sequence[str], **kwargs: Any) -> N
     """
     check_writable(fs, path)
     if not filelist:
-        msg = "There is nothing to merge. Name one object at least."
+        msg = "There is nothing to merge. Name at least one object."
         raise ValueError(msg)
     await fs.set_session()
     found: dict[str, CopySource] = {}

@@ -76,7 +76,7 @@ async def write(
             for piece in pieces:
                 file.write(piece)
                 if stopped.is_set():
-                    msg = "The writing was stopped."
+                    msg = "The write was stopped."
                     raise RuntimeError(msg)
 
     await run_in_thread(write_pieces, stopped.set)

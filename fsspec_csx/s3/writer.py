@@ -195,7 +195,7 @@ class PartWriter:
     def stop(self) -> None:
         """Send no more, and make a ``write`` or ``finish`` that waits in another thread raise."""
         with self._changed:
-            self._failure = self._failure or RuntimeError("The writing was stopped.")
+            self._failure = self._failure or RuntimeError("The write was stopped.")
             self._changed.notify_all()
         if self._awaited:
             self._awaited.cancel()

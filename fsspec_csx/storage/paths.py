@@ -100,9 +100,9 @@ def _check_protocol(text: str, name: str, folder: bool) -> None:
 def _check_slashes(shown: str, protocol: str, slash: str) -> None:
     if protocol in S3:
         found = "one slash" if slash else "none"
-        reason = f"{shown!r} is no S3 URL: '{protocol}:' must be followed by two slashes, here there is {found}."
+        reason = f"{shown!r} is not an S3 URL: '{protocol}:' must be followed by two slashes, here there is {found}."
     elif slash and protocol in _protocols() - {"file", "local"}:
-        reason = f"{shown!r} is no URL: '{protocol}:' must be followed by two slashes, here there is one."
+        reason = f"{shown!r} is not a URL: '{protocol}:' must be followed by two slashes, here there is one."
     else:
         return
     remedy = f"Give a str that begins with '{protocol}://'; pathlib.Path makes one slash of the two."

@@ -97,7 +97,7 @@ class TensorBoardLogger(Logger):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            msg = "The package tensorboard is not installed. Install fsspec-csx[trainer], or leave this logger away."
+            msg = "The package tensorboard is not installed. Install fsspec-csx[trainer], or remove this logger."
             raise ImportError(msg) from error
         if processes.is_first():
             folder = os.fspath(self.summary_dir or os.path.join(trainer.model_dir, "tensorboard"))
@@ -154,7 +154,7 @@ class WandbLogger(Logger):
         try:
             import wandb
         except ImportError as error:
-            msg = "The package wandb is not installed. Install fsspec-csx[wandb], or leave this logger away."
+            msg = "The package wandb is not installed. Install fsspec-csx[wandb], or remove this logger."
             raise ImportError(msg) from error
         self._wandb = wandb
 

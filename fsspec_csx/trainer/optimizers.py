@@ -123,7 +123,7 @@ class AdamW(_EpsBeforeCorrection, torch.optim.AdamW):
         amsgrad: bool = False,
     ) -> None:
         if amsgrad and not correct_bias:
-            msg = "amsgrad needs the correction of the bias. Leave one of them as it is by default."
+            msg = "amsgrad needs the correction of the bias. Leave out amsgrad or correct_bias."
             raise ValueError(msg)
         super().__init__(params, lr, (betas[0], betas[1]), eps, weight_decay, amsgrad)
         self._correct_bias = correct_bias
@@ -151,7 +151,7 @@ class Adafactor(torch.optim.Adafactor):
     ) -> None:
         if beta1 is not None or not scale_parameter or relative_step or warmup_init:
             msg = "torch's Adafactor has no beta1, and no choice of scale_parameter, relative_step and warmup_init. "
-            raise ValueError(msg + "Leave them as they are by default.")
+            raise ValueError(msg + "Leave them out.")
         super().__init__(params, lr, decay_rate, (eps[0], eps[1]), clip_threshold, weight_decay)
 
 

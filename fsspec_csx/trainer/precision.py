@@ -99,7 +99,7 @@ class MixedPrecision(Precision):
             msg = f"loss_scaling_factor is a number or 'dynamic', not {loss_scaling_factor!r}. Give one of these."
             raise ValueError(msg)
         if min_loss_scale is not None and max_loss_scale is not None and min_loss_scale > max_loss_scale:
-            msg = f"min_loss_scale is {min_loss_scale}, above max_loss_scale, {max_loss_scale}. Exchange them."
+            msg = f"min_loss_scale is {min_loss_scale}, above max_loss_scale, {max_loss_scale}. Swap them."
             raise ValueError(msg)
         self.enabled = enabled
         self.fp16_type = fp16_type

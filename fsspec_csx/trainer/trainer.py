@@ -103,7 +103,7 @@ class Trainer:
         self.callbacks.append(self.checkpoint)
         for each in self.callbacks:
             if not isinstance(each, Callback):
-                msg = f"{each!r} is no Callback. Derive its class from fsspec_csx.trainer.Callback."
+                msg = f"{each!r} is not a Callback. Derive its class from fsspec_csx.trainer.Callback."
                 raise TypeError(msg)
         check_hooks(self.callbacks)
         self.global_step = 0
@@ -136,7 +136,7 @@ class Trainer:
         elif callable(schedulers) or hasattr(schedulers, "step"):
             schedulers = [schedulers]
         if schedulers and optimizer is None:
-            msg = "There are schedulers, and no optimizer. Give an optimizer, too."
+            msg = "There are schedulers, but no optimizer. Give an optimizer too."
             raise TypeError(msg)
         self.schedulers: list[Any] = [each if hasattr(each, "step") else each(optimizer) for each in schedulers]
 

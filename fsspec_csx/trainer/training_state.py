@@ -155,7 +155,7 @@ def as_training_state(found: Any, path: str) -> dict[str, Any]:
         return {"model": found}
     if isinstance(found, dict) and {"optimizer", "schedulers", "global_step"} & found.keys() and "model" not in found:
         return found
-    reason = f"{redacted(path)} holds no training, but a {type(found).__name__}."
+    reason = f"{redacted(path)} holds a {type(found).__name__}, not a training."
     raise InvalidCheckpointError(reason, "Give a checkpoint of a Trainer, or the state dict of a model.")
 
 

@@ -81,7 +81,7 @@ def test_all_is_well(environment: LocalS3, fs: CSXFileSystem, bucket: str) -> No
     assert report["write"].startswith(f"60 bytes to s3://{bucket}/run/.cszoo-doctor-")
     assert report["speed"].endswith("to read, of an object of 32 MiB")
     assert "compares CRC64NVME" in report["checksums"]
-    assert "heeds If-None-Match" in report["conditional write"]
+    assert "supports If-None-Match" in report["conditional write"]
 
 
 def test_without_a_bucket(environment: LocalS3, fs: CSXFileSystem) -> None:
@@ -187,7 +187,7 @@ def test_wrong_secret(server: LocalS3, bucket: str) -> None:
     """A wrong secret is reported as such, once, and nothing further is tried."""
     seen = found(f"s3://{bucket}", **{**server.storage_options(), "secret": "not-the-secret-of-anybody"})
     assert failures(seen) == ["signed in"]
-    assert seen["signed in"].remedy == "Check the access key, its secret, and that they are of this endpoint."
+    assert seen["signed in"].remedy == "Check the access key and its secret, and that they belong to this endpoint."
     assert unchecked(seen) == TRIED
 
 

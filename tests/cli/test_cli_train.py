@@ -179,7 +179,7 @@ def test_option_that_is_no_key(tmp_path: Path, capsys: pytest.CaptureFixture[str
     """What looks like a changed value is never taken for a folder."""
     for word in ("init.loop.max-steps=1", "trainer[0].init.seed=1"):
         assert main(["fit", written(tmp_path), "-o", word]) == FAILED
-        assert "is no key of the file" in capsys.readouterr().err
+        assert "is not a key of the file" in capsys.readouterr().err
 
 
 def test_warning(tmp_path: Path) -> None:

@@ -291,12 +291,12 @@ TIED = torch.ones(3)
 REFUSED: dict[str, tuple[Any, str]] = {
     "a tensor": (torch.ones(1), "holds a mapping of names to tensors, not a Tensor"),
     "a list": ([torch.ones(1)], "holds a mapping of names to tensors, not a list"),
-    "nested": ({"model": {"x": torch.ones(1)}}, "cannot hold 'model': it is a dict, not a tensor"),
-    "a number": ({"x": torch.ones(1), "step": 1}, "cannot hold 'step': it is a int, not a tensor"),
-    "nothing": ({"x": None}, "cannot hold 'x': it is a NoneType"),
-    "a name that is no string": ({1: torch.ones(1)}, "are strings, and 1 is none"),
-    "the name of the metadata": ({"__metadata__": torch.ones(1)}, "'__metadata__' has a meaning of its own"),
-    "half a surrogate": ({"\ud800": torch.ones(1)}, "is no valid Unicode"),
+    "nested": ({"model": {"x": torch.ones(1)}}, "cannot hold 'model': its type is dict, not Tensor"),
+    "a number": ({"x": torch.ones(1), "step": 1}, "cannot hold 'step': its type is int, not Tensor"),
+    "nothing": ({"x": None}, "cannot hold 'x': its type is NoneType"),
+    "a name that is no string": ({1: torch.ones(1)}, "are strings, and 1 is not"),
+    "the name of the metadata": ({"__metadata__": torch.ones(1)}, "'__metadata__' is reserved"),
+    "half a surrogate": ({"\ud800": torch.ones(1)}, "is not valid Unicode"),
     "sparse": ({"x": torch.eye(3).to_sparse()}, "'x': it is of layout torch.sparse_coo"),
     "complex128": ({"x": torch.ones(1, dtype=torch.complex128)}, "no such tensors of torch.complex128"),
     "meta": ({"x": torch.ones(1, device="meta")}, "Tensor on meta has no memory of its own"),
@@ -666,7 +666,7 @@ def test_save_and_load_large_tensors(root: str) -> None:
 def test_a_refused_object_leaves_the_old_one(root: str) -> None:
     """If the format cannot hold the object, what was there before is untouched."""
     save(STATES["one"], f"{root}/x.safetensors")
-    with pytest.raises(ValueError, match="cannot hold 'step': it is a int, not a tensor"):
+    with pytest.raises(ValueError, match="cannot hold 'step': its type is int, not Tensor"):
         save({"a": torch.ones(MIB), "step": 1}, f"{root}/x.safetensors")
     assert same(load(f"{root}/x.safetensors"), STATES["one"])
 

@@ -255,7 +255,7 @@ def test_nested_and_shared(put: Any, tmp_path: Path) -> None:
     """Names are joined by dots, what shares memory is copied, and what is no tensor is left out if that is wished."""
     state = {"m": {"w": SHARED, "tied": SHARED, "part": SHARED[5:9]}, "l": [torch.ones(2), {}], "step": 3}
     source, target = put(saved(state)), tmp_path / "target.safetensors"
-    with pytest.raises(ValueError, match=r"these entries are none: 'l\.1', 'step'\. Leave them out"):
+    with pytest.raises(ValueError, match=r"these entries are not: 'l\.1', 'step'\. Leave them out"):
         convert(source, target)
     assert not target.exists()
     converted = convert(source, target, drop_values=True)
@@ -269,10 +269,10 @@ def test_nested_and_shared(put: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        ([torch.ones(1)], "it holds a list, no mapping of names to tensors. Write a torch file"),
+        ([torch.ones(1)], "it holds a list, not a mapping of names to tensors. Write a torch file"),
         (torch.ones(1), "it holds a Tensor, no mapping"),
-        ({"a": {"b": torch.ones(1)}, "a.b": torch.ones(1)}, "two tensors of the name 'a.b'. Rename one"),
-        ({"__metadata__": torch.ones(1)}, "'__metadata__' has a meaning of its own"),
+        ({"a": {"b": torch.ones(1)}, "a.b": torch.ones(1)}, "two tensors named 'a.b'. Rename one"),
+        ({"__metadata__": torch.ones(1)}, "'__metadata__' is reserved"),
         ({"x": torch.eye(2).to_sparse()}, "cannot hold 'x': it is of layout torch.sparse_coo"),
         ({"x": torch.ones(2, dtype=torch.complex128)}, "no such tensors of torch.complex128"),
         ({"x": torch.ones(2, device="meta")}, "has no memory of its own"),

@@ -273,7 +273,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "removed": Path.unlink,
 }
 CHANGED = r"x\.mdl changed while it was copied\. Copy it again"
-REMOVED = r"x\.mdl was removed while it was copied\. See what"
+REMOVED = r"x\.mdl was removed while it was copied\. Check what"
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -282,14 +282,14 @@ def test_refused() -> None:
         ({"fit/train_dataloader": ...}, "trainer.fit lacks 'train_dataloader'.", "class_path"),
         ({"fit/train_dataloader": {}}, "trainer.fit.train_dataloader names no class.", "class_path"),
         ({"fit/ckpt_path": 3}, "trainer.fit.ckpt_path cannot be 3.", "Give a text or null."),
-        ({"fit": []}, "trainer.fit is no mapping, but a list.", "Give 'trainer:"),
+        ({"fit": []}, "trainer.fit is not a mapping, but a list.", "Give 'trainer:"),
         ({"init": ...}, "trainer.init is missing, or empty.", "Give 'trainer:"),
         ({"init/seed": "x"}, "trainer.init.seed cannot be 'x'.", "Give a whole number or null."),
         ({"init/seed": True}, "trainer.init.seed cannot be True.", "Give a whole number or null."),
         ({"init/checkpoint": {"steps": 1.5}}, "trainer.init.checkpoint.steps cannot be 1.5.", "a whole number or null"),
         ({"init/checkpoint": 7}, "trainer.init.checkpoint cannot be 7.", "class_path"),
         ({"init/checkpoint": {"Chekpoint": {}}}, "trainer.init.checkpoint.Chekpoint: there is no", "'Checkpoint'?"),
-        ({"init/callbacks": {"GlobalFlags": {}}}, "trainer.init.callbacks is no list.", "Give a list"),
+        ({"init/callbacks": {"GlobalFlags": {}}}, "trainer.init.callbacks is not a list.", "Give a list"),
         (
             {"init/callbacks": [{"KeepNCheckpoint": {"n": 3}}]},
             "trainer.init.callbacks[0].KeepNCheckpoint: there is no 'KeepNCheckpoint'.",
@@ -349,7 +349,7 @@ def test_top_refused() -> None:
     """Other content than a configuration is an error."""
     for config, cause in (
         (None, "The configuration is missing, or empty."),
-        ([{"trainer": {}}], "The configuration is no mapping"),
+        ([{"trainer": {}}], "The configuration is not a mapping"),
         ({}, "trainer is missing, or empty."),
         ({"trainer": {"init": {}}, "runconfig": {}}, "There is no runconfig."),
     ):
@@ -390,7 +390,7 @@ def test_refused_when_made() -> None:
         ({"init/callbacks": ["test_config.Collected"]}, "callbacks[0] gives no Callback", "a class"),
         ({"init/loggers": ["KeepNCheckpoints"]}, "trainer.init.loggers[0]", ""),
         ({"init/model": None}, "trainer.init: model is a module", "Give one"),
-        ({"init/optimizer": None}, "trainer.init: There are schedulers, and no optimizer.", "Give an optimizer"),
+        ({"init/optimizer": None}, "trainer.init: There are schedulers, but no optimizer.", "Give an optimizer"),
     ):
         reason, advice = refusal(with_(changes), make=True)
         assert cause in reason

@@ -36,7 +36,7 @@ def source(file: Source, name: str) -> Hdf5Source:
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise InvalidCheckpointError(f"{name} is an HDF5 file that h5py cannot read ({error}).", AGAIN) from error
     if "__spec__" not in metadata:
-        raise InvalidCheckpointError(f"{name} is an HDF5 file, and no checkpoint.", "Read it with h5py.")
+        raise InvalidCheckpointError(f"{name} is an HDF5 file, but not a checkpoint.", "Read it with h5py.")
     return Hdf5Source(opened, name, metadata)
 
 

@@ -247,7 +247,7 @@ class CerebrasWriter(CheckpointWriter):
 def check_place(fs: AbstractFileSystem | None, name: str) -> None:
     """Raise a ValueError for filesystems other than S3."""
     if fs is None or not is_s3(fs):
-        msg = f"Cerebras checkpoints can be written to S3 alone, and {name} is not there. Save without a format."
+        msg = f"Cerebras checkpoints can be written only to S3, and {name} is not on S3. Leave out format='cerebras'."
         raise ValueError(msg)
 
 

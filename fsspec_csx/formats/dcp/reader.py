@@ -204,7 +204,7 @@ def _plain_in(folder: ShardedFolder, wanted: TensorRead, item: Item, frames: Fra
     found = torch_zip_reader.structure(file, name)
     tensor = found.obj
     if not isinstance(tensor, torch.Tensor):
-        raise InvalidCheckpointError(f"{name} is no tensor.", AGAIN)
+        raise InvalidCheckpointError(f"{name} is not a tensor.", AGAIN)
     record = found.records[0] if found.records else None
     deferred = tensor.is_conj() or tensor.is_neg()
     if record is not None and type(tensor) is torch.Tensor and tensor.is_contiguous() and not deferred:

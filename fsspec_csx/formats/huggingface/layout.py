@@ -124,7 +124,7 @@ def decoded(text: bytes, name: str) -> Index:
         raise InvalidCheckpointError(f"The index {name} is damaged: {_flaw(error)}.", AGAIN) from error
     for tensor, shard in weight_map.items():
         if not is_plain(shard):
-            reason = f"The index {name} names {shard[:_SHOWN]!r} for {tensor[:_SHOWN]!r}, which is no file beside it."
+            reason = f"The index {name} names {shard[:_SHOWN]!r} for {tensor[:_SHOWN]!r}, not a file beside it."
             raise InvalidCheckpointError(reason, "Do not load it, and ask its author.")
     texts = {key: value for key, value in metadata.items() if isinstance(value, str)}
     aliases = {alias: kept for alias, kept in texts.items() if kept in weight_map and alias not in weight_map}

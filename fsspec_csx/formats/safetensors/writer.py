@@ -164,20 +164,20 @@ def _check(name: object, value: object) -> None:
 
 def _check_name(name: object) -> None:
     if not isinstance(name, str):
-        msg = f"The names in a safetensors file are strings, and {name!r} is none. Rename it."
+        msg = f"The names in a safetensors file are strings, and {name!r} is not. Rename it."
         raise ValueError(msg)
     if name == METADATA:
-        msg = f"The name {name!r} has a meaning of its own in a safetensors file. Rename the tensor."
+        msg = f"The name {name!r} is reserved in safetensors files. Rename the tensor."
         raise ValueError(msg)
     if not is_text(name):
-        msg = f"The name {name!r} is no valid Unicode, as a safetensors file needs it. Rename the tensor."
+        msg = f"The name {name!r} is not valid Unicode, which a safetensors file needs. Rename the tensor."
         raise ValueError(msg)
 
 
 def _flaw(value: object) -> tuple[str, str] | None:
     """Return why the format cannot hold a value, and the remedy; None if it can."""
     if not isinstance(value, torch.Tensor):
-        return f"it is a {type(value).__name__}, not a tensor", _TORCH_FILE
+        return f"its type is {type(value).__name__}, not Tensor", _TORCH_FILE
     if is_lazy(value):
         return "it is a parameter without a shape yet", "Run the model once before it is saved."
     if value.is_nested or value.layout != torch.strided:
@@ -215,7 +215,7 @@ def _header(tensors: list[tuple[str, torch.Tensor]], extra: Mapping[str, str] | 
     header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     if len(tensors) > TENSORS_MAX:
-        msg = f"A safetensors file of {len(tensors)} tensors would be refused by load, which takes {TENSORS_MAX}."
+        msg = f"load would refuse a safetensors file of {len(tensors)} tensors: the limit is {TENSORS_MAX}."
         msg += " Save in several files, or under another suffix, such as .mdl."
         raise ValueError(msg)
     if len(header) > HEADER_MAX:

@@ -315,5 +315,5 @@ def _unsafe(name: str, protocol: int, named: list[str]) -> UnsafeCheckpointError
         remedy = f"Save it with the default protocol, or {trust}."
     else:
         reason = f"{name} has content that torch reads only with weights_only=False."
-        remedy = f"See torch's error above for what it is, and {trust}."
+        remedy = f"See torch's error above for the reason, and {trust}."
     return UnsafeCheckpointError(reason, remedy)

@@ -216,7 +216,7 @@ def _none_found(session: Session) -> errors.NoCredentialsError:
     tried = (
         "the call (key and secret, profile, session, anon): none",
         f"{SETTING}: not set",
-        "the fsspec configuration (FSSPEC_S3_PROFILE and its like): none",
+        "the fsspec configuration (such as FSSPEC_S3_PROFILE): none",
         f"the environment: AWS_ACCESS_KEY_ID not set, AWS_PROFILE {by_environment}",
         f"[default] of {files}: no credentials",
         "SSO, assumed roles, web identity, container and instance: none",

@@ -101,7 +101,7 @@ def explain(error: Exception, request: FailedRequest) -> Exception:
         return known or error
     # s3fs raises a plain OSError for codes that it does not translate.
     reason = f"{request.operation} on {request.target} was refused with {details.get('Code') or code}{_said(details)}."
-    refused = errors.RefusedError(reason, "Look the code up in the manual of the endpoint, or ask those who run it.")
+    refused = errors.RefusedError(reason, "Look up the code in the server's documentation, or ask its administrators.")
     refused.errno = error.errno
     return refused
 
@@ -143,7 +143,7 @@ def _unreachable(error: BaseException, request: FailedRequest) -> errors.Endpoin
     said = str(cause)
     if any(sign in said for sign in _SPOILT):
         reason = f"TLS data from or to {endpoint} was damaged in transit: {said}."
-        return errors.EndpointError(reason, "Try again; if that does not help, have what is on the way there checked.")
+        return errors.EndpointError(reason, "Try again; if that does not help, check the network and the proxies.")
     ended = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
     if isinstance(error, boto.SSLError) or (isinstance(cause, ssl.SSLError) and not isinstance(cause, ended)):
         return _insecure(endpoint, said)
@@ -154,10 +154,10 @@ def _unreachable(error: BaseException, request: FailedRequest) -> errors.Endpoin
         )
     if isinstance(error, (boto.ConnectTimeoutError, boto.ReadTimeoutError)):
         reason = f"The endpoint {endpoint} did not answer in time."
-        return errors.EndpointError(reason, "Check that it is up and that no firewall or proxy is in the way.")
+        return errors.EndpointError(reason, "Check that it is up, and that no firewall or proxy blocks it.")
     if isinstance(error, boto.ConnectionClosedError):
-        reason = f"The endpoint {endpoint} broke the connection off, also when asked again."
-        return errors.EndpointError(reason, "Check that it is well, and that nothing on the way ends long transfers.")
+        reason = f"The endpoint {endpoint} closed the connection, also after retries."
+        return errors.EndpointError(reason, "Check the server, and that no proxy or firewall ends long transfers.")
     seconds = request.retried_seconds
     clause = f", though it was retried for {max(seconds, 1):.0f} seconds" if seconds else ""
     reason = f"The endpoint {endpoint} cannot be reached{clause}."
@@ -173,7 +173,7 @@ def _meaningless(request: FailedRequest, what: str) -> errors.EndpointError:
 def _insecure(endpoint: str, said: str) -> errors.EndpointError:
     if any(sign in said for sign in _NO_TLS):
         reason = f"The endpoint {endpoint} does not speak TLS: {said}."
-        return errors.EndpointError(reason, "Name it with http:// if the network is to be trusted, or check the port.")
+        return errors.EndpointError(reason, "Use http:// if you trust the network, or check the port.")
     if not any(sign in said for sign in ("certificate verify failed", *_BAD_CERTIFICATES)):
         reason = f"The TLS connection to {endpoint} failed: {said}."
         return errors.EndpointError(reason, "Try again; if that does not help, check that it speaks TLS 1.2 or later.")
@@ -225,12 +225,12 @@ _TABLE: dict[str, tuple[type[errors.CSXError], str, str]] = {
     "NoSuchBucket": (
         errors.BucketNotFoundError,
         "There is no bucket {bucket!r} at {endpoint}.",
-        "Check its name and the endpoint; a write makes it where that is allowed.",
+        "Check its name and the endpoint; a write creates it if the credentials allow that.",
     ),
     "InvalidAccessKeyId InvalidSecurity InvalidToken SignatureDoesNotMatch": (
         errors.RejectedCredentialsError,
         "{endpoint} does not accept {identity}{said}.",
-        "Check the access key, its secret, and that they are of this endpoint.",
+        "Check the access key and its secret, and that they belong to this endpoint.",
     ),
     "ExpiredToken ExpiredTokenException TokenRefreshRequired RequestExpired": (
         errors.ExpiredCredentialsError,
@@ -244,8 +244,8 @@ _TABLE: dict[str, tuple[type[errors.CSXError], str, str]] = {
     ),
     "507 InsufficientStorage QuotaExceeded XMinioAdminBucketQuotaExceeded XMinioStorageFull": (
         errors.NoSpaceError,
-        "{endpoint} has no room for {target}{said}.",
-        "Free some there, for instance by deleting old checkpoints, or ask for a larger quota.",
+        "{endpoint} has no space for {target}{said}.",
+        "Free some space there, for instance by deleting old checkpoints, or ask for a larger quota.",
     ),
     _INVALID_NAME: (
         errors.InvalidBucketNameError,
@@ -269,19 +269,19 @@ _TABLE: dict[str, tuple[type[errors.CSXError], str, str]] = {
     ),
     "NoSuchUpload": (
         errors.ObjectNotFoundError,
-        "The multipart upload to {target} is gone from {endpoint}{said}.",
-        "Write the object again, and see that nothing else ends its uploads.",
+        "The multipart upload to {target} no longer exists at {endpoint}{said}.",
+        "Write the object again, and check that nothing else aborts uploads.",
     ),
     "InvalidPart": (
         errors.RefusedError,
         "{endpoint} refused the parts of {target}{said}.",
-        "If it takes only parts of one size, as Cloudflare R2, write large objects with a larger block_size, of which "
-        "5,000 parts are equal. Else see what ended or replaced the upload.",
+        "If it accepts only parts of one size, as Cloudflare R2, pass fixed_upload_size=True and a larger block_size. "
+        "Otherwise check what ended or replaced the upload.",
     ),
     " ".join(BUSY): (
         errors.UnavailableError,
         "{endpoint} answered {operation} on {target} with {code}{said}.",
-        "Try again later; if that does not help, ask those who run it.",
+        "Try again later; if that does not help, ask its administrators.",
     ),
 }
 _BY_CODE = {code: row for codes, row in _TABLE.items() for code in codes.split()}

@@ -26,7 +26,7 @@ def check_pair(given: Mapping[str, Any], names: Sequence[str], where: str) -> No
     have = names[0] if key else names[1] if secret else names[2]
     lack = names[1] if key else names[0] if secret else f"{names[0]} and {names[1].removeprefix('the ')}"
     reason = f"Half a pair of credentials: {where} gives {have} without {lack}."
-    raise IncompleteCredentialsError(reason, f"Give {lack} too, or take {have} away.")
+    raise IncompleteCredentialsError(reason, f"Give {lack} too, or remove {have}.")
 
 
 def check_options(key: str | None, secret: str | None, token: str | None, client: Mapping[str, Any]) -> None:

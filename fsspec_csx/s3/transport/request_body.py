@@ -34,7 +34,7 @@ def single_bytes(data: Any) -> memoryview:
 def file_changed_error(path: str) -> OSError:
     """Return the error for a local file that changed or was removed during an upload."""
     if not os.path.lexists(path):
-        return FileNotFoundError(f"{path} was removed while it was copied. See what moved or deleted it.")
+        return FileNotFoundError(f"{path} was removed while it was copied. Check what moved or deleted it.")
     return OSError(f"{path} changed while it was copied. Copy it again when nothing writes to it any more.")
 
 

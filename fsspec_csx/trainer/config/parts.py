@@ -79,7 +79,7 @@ def read(node: Any, path: str, part: Part) -> Blueprint | list[Blueprint]:
     if part.several is False or (part.several is None and not isinstance(node, list)):
         return one(node, path)
     if not isinstance(node, list):
-        raise ConfigError(f"{path} is no list.", "Give a list of classes, such as [{ClassName: {}}].")
+        raise ConfigError(f"{path} is not a list.", "Give a list of classes, such as [{ClassName: {}}].")
     return [
         one(each, f"{path}[{number}]")
         for number, each in enumerate(node)

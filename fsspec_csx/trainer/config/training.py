@@ -157,7 +157,7 @@ class Config:
 
 def _mapping(node: Any, what: str) -> Mapping[str, Any]:
     if not isinstance(node, Mapping):
-        problem = "missing, or empty" if node is None else f"no mapping, but {display(node, what)}"
+        problem = "missing, or empty" if node is None else f"not a mapping, but {display(node, what)}"
         raise ConfigError(f"{what} is {problem}.", "Give 'trainer: {init: {…}, fit: {…}}'.")
     return node
 
