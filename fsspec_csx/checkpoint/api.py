@@ -72,7 +72,7 @@ def save(
     Raises:
         CheckpointPathError: a ValueError, if the path cannot name a checkpoint.
         FreedTensorError: a ValueError, if the storage of a tensor is too small for it, for example freed by FSDP.
-        ValueError: if the format cannot hold an entry, or ``load`` would refuse it; the message names the entry. Also
+        ValueError: if the format cannot hold an entry, or no ``load`` could read it; the message names the entry. Also
             if the format requires S3 and the path is elsewhere, or ``local`` is used with a format of many files.
         FileExistsError: if an object has the path of a Cerebras checkpoint.
         OSError: any error of the filesystem, unchanged, such as PermissionError.

@@ -1,6 +1,6 @@
 """Keep the newest checkpoints directly under a root, and delete the others. The files of one step
 are kept, or deleted, together. Incomplete checkpoints do not count as kept ones, and newer ones stay.
-Best, last and final ones stay; where another has no step in its name, --by time is needed.
+Best, last and final ones stay; if another has no step in its name, --by time is needed.
 
 prune s3://bucket/run --keep 3 --dry-run
 prune s3://bucket/run --keep 3 --keep-every 1000 --yes
