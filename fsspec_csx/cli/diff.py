@@ -23,7 +23,7 @@ def add(verbs: Verbs) -> None:
     parser.add_argument(
         *("--tensor-comparison-op", "--tensor_comparison_op"),
         choices=OPERATIONS,
-        help="compare elements exactly (the default without tolerances), or floating-point numbers within the tolerances",
+        help="how to compare elements: exactly, or within the tolerances (the default if one is given)",
     )
     tolerance = partial(number, least=0)
     parser.add_argument(
