@@ -83,7 +83,7 @@ def test_little_of_a_text_is_shown(root: str) -> None:
     assert "wJalr" not in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.torch.jit.script. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 @pytest.mark.filterwarnings("ignore:'torch.load' received a zip file:UserWarning")
 def test_torchscript(root: str) -> None:
     """A TorchScript archive is named as such."""
