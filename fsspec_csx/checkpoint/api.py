@@ -120,9 +120,12 @@ def load(
     A folder of ``torch.distributed.checkpoint`` also loads as one state dict, see ``fsspec_csx.distributed.whole``. If
     torch's own planner wrote it, its keys are strings, which ``into`` matches with integers.
 
-    Checksums are verified. Plain tensors of files that torch 1.6 or later wrote are read directly into their memory,
-    and with ``keys`` only the selected ones. Other files (older, compressed, with sparse or quantized tensors, or with
-    ``weights_only=False``) are read completely.
+    The checksum of each tensor is verified. Safetensors files have none: one that is read whole from S3, without
+    ``keys`` or ``group``, is compared with the object's checksum.
+
+    Plain tensors of files that torch 1.6 or later wrote are read directly into their memory, and with ``keys`` only the
+    selected ones. Other files (older, compressed, with sparse or quantized tensors, or with ``weights_only=False``) are
+    read completely.
 
     The name of an entry is its path in nested mappings, lists and tuples, joined by dots: ``model.0.weight``.
 
