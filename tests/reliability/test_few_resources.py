@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from checkpoints import MIB
 
+from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 # Objects of some parts, by every way that they can go, and many small ones.
@@ -83,3 +85,37 @@ def test_no_thread_at_all(environment: LocalS3, bucket: str, tmp_path: Path, cou
     done = run(f"{bucket}/x", tmp_path / "x", THREADS.format(count=count), {})
     assert done.returncode == 1
     assert "RuntimeError: No thread can be started to send and fetch bytes. Raise the limit" in done.stderr
+
+
+NO_FILES = """
+import resource, sys
+import fsspec
+
+fsspec.filesystem("s3").ls(sys.argv[1])  # loads all that a connection needs
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+for call in ("ls", "cat_file", "pipe_file", "get_file", "open"):
+    fs = fsspec.filesystem("s3", skip_instance_cache=True)
+    if call == "get_file":
+        fs.connect()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, most))
+    more = {"pipe_file": [b"x"], "get_file": ["/dev/null"]}.get(call, [])
+    try:
+        getattr(fs, call)(sys.argv[1] + "/x", *more)
+    except OSError as error:
+        print(call, error.errno, error)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+"""
+
+
+def test_no_file_descriptor(environment: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
+    """Where no file can be opened, the error of a new filesystem says so, and nothing is retried."""
+    fs.pipe_file(f"{bucket}/x", b"x")
+    done = subprocess.run(
+        [sys.executable, "-c", NO_FILES, bucket], capture_output=True, text=True, timeout=100, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["ls", "cat_file", "pipe_file", "get_file", "open"], done.stderr
+    for line in lines:
+        assert f" {errno.EMFILE} " in line
+        assert "Too many open files" in line
+        assert "retried" not in line

@@ -5,6 +5,8 @@ Error codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 
 from __future__ import annotations
 
+import errno
+import os
 import ssl
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,7 @@ from fsspec_csx.s3.transport.failures import (
     InvalidResponseError,
     RedirectedError,
     UnusualResponseError,
+    lacking,
 )
 from fsspec_csx.s3.transport.threads import SHUTDOWN, TOO_LATE
 
@@ -71,6 +74,8 @@ def explain(error: Exception, request: FailedRequest) -> Exception:
     """Return this package's error for an exception, or the exception itself if there is none."""
     if isinstance(error, errors.CSXError):
         return error
+    if number := lacking(error):
+        return _lack(number, request)
     if isinstance(error, GaveUpError):
         return _unreachable(error.__cause__ or error, request)
     if isinstance(error, RedirectedError):
@@ -163,6 +168,18 @@ def _unreachable(error: BaseException, request: FailedRequest) -> errors.Endpoin
     reason = f"The endpoint {endpoint} cannot be reached{clause}."
     remedy = "Check the address (endpoint_url, AWS_ENDPOINT_URL_S3, or endpoint_url in the profile) and that it is up."
     return errors.EndpointError(reason, remedy)
+
+
+def _lack(number: int, request: FailedRequest) -> errors.EndpointError:
+    reason = f"This machine can open no connection to {request.endpoint}: {os.strerror(number)}."
+    remedy = "Free memory, or make fewer requests at a time (max_concurrency)."
+    if number in (errno.EMFILE, errno.ENFILE):
+        remedy = "Raise the limit of open files (ulimit -n), or keep fewer files open."
+    elif number == errno.EADDRNOTAVAIL:
+        remedy = "Check the address; if it is right, wait until closed connections have freed their local ports."
+    error = errors.EndpointError(reason, remedy)
+    error.errno = number
+    return error
 
 
 def _meaningless(request: FailedRequest, what: str) -> errors.EndpointError:

@@ -14,7 +14,7 @@ from typing import Any
 from botocore import exceptions as boto
 
 from fsspec_csx.errors import CSXError
-from fsspec_csx.s3.transport.failures import GaveUpError, NotStartedError
+from fsspec_csx.s3.transport.failures import GaveUpError, NotStartedError, lacking
 from fsspec_csx.s3.transport.request_context import RequestOutcome, current
 
 # Operations that create, replace or delete objects.
@@ -60,8 +60,8 @@ class FirstContact:
         if response is not None:
             self._answered = True
         elif not self._answered and isinstance(caught_exception, (boto.ConnectionError, boto.ReadTimeoutError)):
-            starting = type(caught_exception) is boto.EndpointConnectionError and _most_attempts(request_dict) > 1
-            if starting and (outcome := current().outcome):
+            starting = type(caught_exception) is boto.EndpointConnectionError and not lacking(caught_exception)
+            if starting and _most_attempts(request_dict) > 1 and (outcome := current().outcome):
                 left = outcome.began + FIRST_CONTACT_SECONDS - time.monotonic()
                 if left > 0:
                     wait = min(_FIRST_WAIT * 2 ** (outcome.attempts - 1), _LONGEST_FIRST_WAIT, left)

@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+
+_OF_MACHINE = {errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+def lacking(error: BaseException | None) -> int | None:
+    """Return the system's number if this machine lacks something for a connection, such as a file descriptor."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _OF_MACHINE:
+            return error.errno
+        error = getattr(error, "kwargs", {}).get("error") or error.__cause__
+    return None
+
 
 class GaveUpError(Exception):
     """The endpoint has never answered, and its connection failed; botocore's retries would not help."""
