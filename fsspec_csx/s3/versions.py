@@ -6,11 +6,16 @@ from typing import Any
 
 
 def check_writable(fs: Any, path: str) -> tuple[str, str]:
-    """Return bucket and key of a path for writing; ValueError if the path names a version."""
+    """Return bucket and key of a path for writing; ValueError if the path names a version, or is no valid Unicode."""
     bucket, key, version = fs.split_path(path)
     if version:
         msg = f"{path!r} names a version, and versions cannot be written. Remove ?versionId= from the path."
         raise ValueError(msg)
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        msg = f"{path!r} cannot be written, as names in S3 are UTF-8. Choose another name, or rename the local file."
+        raise ValueError(msg) from None
     return bucket, key
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -582,4 +583,15 @@ def test_deletion_of_names_that_xml_cannot_contain(fs: CSXFileSystem, bucket: st
     """They are deleted with all others below a folder, though no list of names can have them."""
     fs.pipe({f"{bucket}/folder/{name}": b"" for name in ("a", "b\x01", "c\x1f/d", "e")})
     fs.rm(f"{bucket}/folder", recursive=True)
+    assert fs.find(bucket) == []
+
+
+def test_local_name_that_is_not_utf8(fs: CSXFileSystem, bucket: str, tmp_path: Path) -> None:
+    """It is refused, and nothing is uploaded, as the name cannot be kept."""
+    for name in (b"a", b"bad\xff", b"c"):
+        Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"bad.*UTF-8.*rename"):
+        fs.put(f"{tmp_path}/", f"{bucket}/folder/", recursive=True)
+    with pytest.raises(ValueError, match="UTF-8"):
+        fs.pipe_file(f"{bucket}/bad\udcff", b"")
     assert fs.find(bucket) == []
