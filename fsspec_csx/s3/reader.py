@@ -26,7 +26,7 @@ from fsspec_csx.s3.transport.learned_template import LearnedTemplate
 from fsspec_csx.s3.transport.range_planning import Span, checksums, coalesce
 from fsspec_csx.s3.transport.request_body import single_bytes
 from fsspec_csx.s3.transport.threads import in_thread, in_thread_if_many
-from fsspec_csx.s3.transport.transfer import PART
+from fsspec_csx.s3.transport.transfer import PART, Transfer
 from fsspec_csx.storage.threads import take
 
 _PARALLEL_FROM = 2 * 2**20
@@ -140,7 +140,7 @@ class ReadFile(S3File):  # type: ignore[misc]
                 self.cache.put(end, following)
             if beyond:
                 self.cache.fetch_beyond(end, beyond)
-            self.cache.fill(memory[:here], start, taken, self.fs.transfer.in_thread)
+            self.cache.fill(memory[:here], start, taken, self._transfer.in_thread)
             if rest is not None:
                 rest.result()
         except BaseException:
@@ -148,6 +148,14 @@ class ReadFile(S3File):  # type: ignore[misc]
                 rest.end()  # no request may write to the caller's memory any more
             self.cache.clear()
             raise
+
+    @property
+    def _transfer(self) -> Transfer:
+        check_off_loop(self.fs)
+        if self.fs._s3 is None:  # another process opened the file
+            self.fs.connect()
+        made: Transfer = self.fs.transfer
+        return made
 
     def _small_size(self) -> int:
         """Return the size up to which files are fetched from the first read to their end."""
@@ -159,7 +167,7 @@ class ReadFile(S3File):  # type: ignore[misc]
         self._large_end = end
         if self.cache.blocksize < PART:
             return 0
-        beyond: int = self.fs.transfer.ahead_bytes
+        beyond: int = self._transfer.ahead_bytes
         if goes_on:
             return beyond
         # A reader of a zip file reads on after its directory, starting at the first large record.
@@ -256,6 +264,7 @@ class ReadFile(S3File):  # type: ignore[misc]
         end = min(end, self.size)  # some of fsspec's caches ask for whole blocks
         if start >= end:
             return b""
+        await self.fs.set_session()
         with BytesBuffer(end - start, f"s3://{self.path}") as target:
             part = self.fs.request_size(end - start)
             if self.fs.transfer.ahead_bytes:  # other reads run in parallel, so one request is enough

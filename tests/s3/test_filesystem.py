@@ -6,6 +6,7 @@ import asyncio
 import gc
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -157,6 +158,20 @@ def test_pickle_and_json(fs: CSXFileSystem) -> None:
     back = fsspec.AbstractFileSystem.from_json(text)
     assert isinstance(back, CSXFileSystem)
     assert json.loads(text)["endpoint_url"] == back.endpoint_url == fs.endpoint_url
+
+
+@pytest.mark.parametrize("size", [1, 20 * 2**20])
+def test_file_of_another_process(server: LocalS3, bucket: str, size: int) -> None:
+    """A file that a filesystem without a connection gets, as that of a worker process does, can be read."""
+    fs = CSXFileSystem(**server.storage_options(), skip_instance_cache=True)
+    data = os.urandom(20 * 2**20)
+    fs.pipe_file(f"{bucket}/x", data)
+    details = fs.info(f"{bucket}/x")
+    for method in ("read", "readinto"):
+        new = CSXFileSystem(**server.storage_options(), skip_instance_cache=True)
+        file, memory = new.open_state(f"{bucket}/x", details), bytearray(size)
+        found = file.read(size) if method == "read" else memory[: file.readinto(memory)]
+        assert found == data[:size]
 
 
 def test_open_files_pickle(server: LocalS3, bucket: str) -> None:
