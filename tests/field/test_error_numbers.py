@@ -56,7 +56,7 @@ def test_full_server(code: str) -> None:
     with answering(507, s3_error(code)) as url:
         fs = fsspec.filesystem("s3", key="k", secret="s", endpoint_url=url)
         fs.retries = 1
-        with pytest.raises(errors.NoSpaceError, match="no room") as caught:
+        with pytest.raises(errors.NoSpaceError, match="no space") as caught:
             fs.pipe_file("bucket/key", b"data")
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename == "s3://bucket/key"

@@ -153,7 +153,7 @@ def test_indices_that_lead_outside(tmp_path: Path, parts: tuple[Any, ...]) -> No
     torch.save(saved, path)
     errors = look(path)
     assert isinstance(errors["load"], InvalidCheckpointError)
-    assert "indices that make no sense" in str(errors["load"])
+    assert "invalid indices" in str(errors["load"])
     assert isinstance(errors["diff"], InvalidCheckpointError)
 
 

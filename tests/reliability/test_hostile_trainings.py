@@ -203,7 +203,7 @@ def test_names_of_others(tmp_path: Path, whole: dict[str, Any], case: str) -> No
 
 @pytest.mark.parametrize(
     ("held", "said"),
-    [([1], "holds no training"), ({"x": torch.ones(1)}, "missing"), ({"model": 5, "global_step": 1}, "no training")],
+    [([1], "not a training"), ({"x": torch.ones(1)}, "missing"), ({"model": 5, "global_step": 1}, "not a training")],
     ids=["a list", "another model", "no model"],
 )
 def test_checkpoints_of_others(tmp_path: Path, whole: dict[str, Any], held: Any, said: str) -> None:

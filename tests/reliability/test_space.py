@@ -194,7 +194,7 @@ def test_server_without_room(
     source.write_bytes(blob(2))
     fs.pipe_file(f"{bucket}/run/x.mdl", save_small())
     proxy.faults = [refusing(refusal)]
-    with pytest.raises(NoSpaceError, match="no room for s3://") as caught:
+    with pytest.raises(NoSpaceError, match="no space for s3://") as caught:
         FULL[operation](str(source), f"s3://{bucket}/run/x.mdl")
     assert isinstance(caught.value, OSError)
     assert bucket in str(caught.value)

@@ -151,7 +151,7 @@ def test_wrong_parts(tmp_path: Path) -> None:
     """What is no model, no callback or lacks an optimizer is reported at once."""
     with pytest.raises(TypeError, match="model is a module"):
         Trainer(model=None)
-    with pytest.raises(TypeError, match="is no Callback"):
+    with pytest.raises(TypeError, match="is not a Callback"):
         made(str(tmp_path), Model())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="no optimizer"):
         made(str(tmp_path), optimizer=None)

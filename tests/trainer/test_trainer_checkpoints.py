@@ -258,7 +258,7 @@ def test_what_is_no_training(tmp_path: Path, held: Any) -> None:
     """A checkpoint of something else is refused."""
     save(held, tmp_path / "x.mdl")
     trainer, _ = made(str(tmp_path))
-    with pytest.raises(InvalidCheckpointError, match="holds no training"):
+    with pytest.raises(InvalidCheckpointError, match="not a training"):
         trainer.load_checkpoint(tmp_path / "x.mdl")
 
 
