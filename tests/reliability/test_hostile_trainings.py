@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,18 @@ def cases(path: str, *values: Any) -> list[tuple[str, Any]]:
     return [(path, value) for value in values]
 
 
+def numpy_with(key: str, value: Any) -> Callable[[str], str]:
+    """A function that replaces a value in numpy's state, which is JSON."""
+
+    def replaced(text: str) -> str:
+        state = json.loads(text)
+        (state if key in state else state["state"])[key] = value
+        return json.dumps(state)
+
+    replaced.__name__ = f"{key}_{str(value)[:9]}"
+    return replaced
+
+
 WRONG: list[tuple[str, Any]] = [
     *cases("global_step", "4", -1, NAN, 2**70, None, True, torch.ones(2)),
     *cases("model", 5, {1: torch.ones(1)}, {}),
@@ -101,14 +114,18 @@ WRONG: list[tuple[str, Any]] = [
     *cases("random_states/0/torch", 5, torch.ones(3), torch.ones(3, dtype=torch.uint8), ...),
     ("random_states/0/torch", lambda value: torch.full_like(value, 255)),
     ("random_states/0/torch", lambda value: value.to("meta")),
-    *cases("random_states/0/numpy", 5, []),
-    *cases("random_states/0/numpy/0", 5, "PCG64"),
+    *cases("random_states/0/numpy", 5, [], "x", "[]", "{}"),
     *(
-        ("random_states/0/numpy/1", each)
-        for each in (5, torch.ones(3), torch.full((624,), 2**40), torch.full((624,), -1))
+        ("random_states/0/numpy", numpy_with(key, value))
+        for key, values in {
+            "bit_generator": (5, "PCG64"),
+            "state": (5, {}),
+            "gauss": ("x", None),
+        }.items()
+        for value in values
     ),
-    *cases("random_states/0/numpy/2", -(10**6), 10**6, 2**70, "x"),
-    *cases("random_states/0/numpy/4", "x", None),
+    *(("random_states/0/numpy", numpy_with("key", each)) for each in (5, [1.0] * 3, [2**40] * 624, [-1] * 624)),
+    *(("random_states/0/numpy", numpy_with("pos", each)) for each in (-(10**6), 10**6, 2**70, "x")),
 ]
 
 
