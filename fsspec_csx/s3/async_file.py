@@ -54,16 +54,15 @@ async def open_async(
     if mode not in ("rb", "wb", "xb") or compression:
         msg = f"open_async opens uncompressed files in modes rb, wb and xb, not {mode!r}. Use open for others."
         raise ValueError(msg)
+    path = fs._strip_protocol(path)
+    if mode != "rb" and not check_writable(fs, path)[1]:
+        msg = f"s3://{path} names no object. Give a bucket and a name, as in s3://bucket/name."
+        raise ValueError(msg)
     await fs.set_session()
     if fs.req_kw if requester_pays is None else requester_pays:
         kwargs["RequestPayer"] = "requester"
-    path = fs._strip_protocol(path)
     if mode == "rb":
         return AsyncReadFile(fs, path, **kwargs)
-    _, key = check_writable(fs, path)
-    if not key:
-        msg = f"s3://{path} names no object. Give a bucket and a name, as in s3://bucket/name."
-        raise ValueError(msg)
     if mode == "xb":
         await check_absent(fs, path)
     options = {**kwargs, **({"ACL": acl} if acl else {})}

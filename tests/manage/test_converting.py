@@ -270,7 +270,7 @@ def test_nested_and_shared(put: Any, tmp_path: Path) -> None:
     ("state", "said"),
     [
         ([torch.ones(1)], "it holds a list, not a mapping of names to tensors. Write a torch file"),
-        (torch.ones(1), "it holds a Tensor, no mapping"),
+        (torch.ones(1), "it holds a Tensor, not a mapping"),
         ({"a": {"b": torch.ones(1)}, "a.b": torch.ones(1)}, "two tensors named 'a.b'. Rename one"),
         ({"__metadata__": torch.ones(1)}, "'__metadata__' is reserved"),
         ({"x": torch.eye(2).to_sparse()}, "cannot hold 'x': it is of layout torch.sparse_coo"),
