@@ -144,7 +144,7 @@ def test_failures(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["missing.mdl", "x.mdl"], "missing.mdl: No such file or directory.", "Check the path."),
         (["text.mdl", "x.mdl"], "text.mdl is text (first bytes 'hello').", "Check that the path is that"),
         (["damaged.mdl", "x.mdl"], "damaged.mdl is damaged: the checksum of 'w' is wrong.", "Save it again"),
-        (["model.mdl", "x.safetensors"], "tensors alone, and these entries are none: 'step'.", "Leave them out ("),
+        (["model.mdl", "x.safetensors"], "only tensors, and these entries are not: 'step'.", "Leave them out ("),
         (["model.mdl", "x.mdl", "--keys", "modle"], "has no 'modle'.", "The nearest names are 'model'"),
         (["model.mdl", "text.mdl/x.mdl"], "Not a directory.", "Check the path: one of its folders"),
         (["model.mdl", "s3://bucket"], "lacks the object path.", "Give bucket and object path"),

@@ -343,7 +343,7 @@ def test_hdf5_of_something_else(tmp_path: Path) -> None:
     """An HDF5 file that is no checkpoint is distinguished from one that is not finished."""
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["a"] = [1, 2]
-    with pytest.raises(InvalidCheckpointError, match="no checkpoint"):
+    with pytest.raises(InvalidCheckpointError, match="not a checkpoint"):
         load(tmp_path / "x.h5")
     with hdf5(tmp_path / "x.mdl") as file:
         del file.attrs["__SUCCESS__"]

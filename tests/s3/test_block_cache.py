@@ -304,7 +304,7 @@ def test_least_recently_used_go_first(environment: LocalS3, fs: CSXFileSystem, b
         kept.append("GetObject" not in sent)
     assert kept == [True, True]
     (folder / "foreign").write_bytes(bytes(8 * MIB))
-    assert read(names[2], folder, cache_size=3 * MIB) == DATA[: 2 * MIB]
+    assert read(names[0], folder, cache_size=3 * MIB) == DATA[: 2 * MIB]
     assert len(files(folder)) == 1
     assert (folder / "foreign").exists()
 

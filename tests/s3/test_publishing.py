@@ -179,14 +179,14 @@ with fsspec.open("s3://{path}", "wb", default_block_size={BLOCK}) as file:
     assert fs.cat_file(path) == b"old"
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(2))
 def test_ctrl_c_as_work_begins(fs: CSXFileSystem, path: str, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Ctrl-C just after a request was handed to the event loop leaves no upload, and no part on its way."""
     real, count = Work.schedule, itertools.count()
 
     def schedule(work: Work) -> None:
         real(work)
-        if next(count) == number:  # the creation, and the first parts
+        if next(count) == number:  # the creation, and the sending of the parts
             raise KeyboardInterrupt
 
     file = fs.open(path, "wb", block_size=BLOCK)

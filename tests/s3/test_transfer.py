@@ -83,7 +83,7 @@ def test_connection_that_is_always_cut(server: LocalS3, path: str) -> None:
         fs.retries = 1
         with fs.open(path, "rb") as file:
             proxy.faults = [Fault("GET", times=1000, cut_down=1000)]
-            with pytest.raises(EndpointError, match=f"{proxy.url}.*broke"):
+            with pytest.raises(EndpointError, match=f"{proxy.url} closed the connection"):
                 file.readinto(bytearray(len(DATA)))
 
 
