@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from fsspec.asyn import sync
+
 from fsspec_csx.errors import CredentialsError, EndpointError, ObjectNotFoundError
 from fsspec_csx.manage.directory import File
 from fsspec_csx.s3.directory_buckets import is_directory_bucket
@@ -132,21 +134,16 @@ def _listed(fs: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
 
 def _upload(fs: Any, bucket: str, listed: dict[str, Any]) -> UnfinishedUpload | None:
     """Return an upload with the size and time of its parts; None if it has ended."""
-    key, name = listed["Key"], listed["UploadId"]
-    size, modified, after = 0, listed["Initiated"], 0
+    from fsspec_csx.s3.multipart import list_parts
+
+    key, name, started = listed["Key"], listed["UploadId"], listed["Initiated"]
     try:
-        while True:
-            answer = fs.call_s3("list_parts", Bucket=bucket, Key=key, UploadId=name, PartNumberMarker=after)
-            for part in answer.get("Parts", []):
-                size += part["Size"]
-                modified = max(modified, part["LastModified"])
-            following = answer.get("NextPartNumberMarker") or 0
-            if not answer.get("IsTruncated") or following <= after:
-                return UnfinishedUpload(bucket, key, name, size, modified)
-            after = following
+        parts = sync(fs.loop, list_parts, fs._call_s3, Bucket=bucket, Key=key, UploadId=name)
     except FileNotFoundError:
         return None
     except CredentialsError:
         raise
     except PermissionError:
-        return UnfinishedUpload(bucket, key, name, None, modified)
+        return UnfinishedUpload(bucket, key, name, None, started)
+    modified = max([started, *(part["LastModified"] for part in parts)])
+    return UnfinishedUpload(bucket, key, name, sum(part["Size"] for part in parts), modified)

@@ -111,15 +111,8 @@ class MultipartUpload:
     async def _found(self, record: UploadJournal) -> dict[int, UploadedPart]:
         """Return the parts on the server that match those recorded in the journal."""
         found: dict[int, list[Any]] = {}
-        marker: dict[str, Any] = {}
-        while True:
-            answer = await self._call("list_parts", UploadId=self.id, **marker)
-            for part in answer.get("Parts", ()):
-                found.setdefault(part["PartNumber"], []).append(part)  # some servers also list replaced parts
-            following = answer.get("NextPartNumberMarker") or 0
-            if not answer.get("IsTruncated") or following <= marker.get("PartNumberMarker", 0):
-                break
-            marker = {"PartNumberMarker": following}
+        for part in await list_parts(self._call, UploadId=self.id):
+            found.setdefault(part["PartNumber"], []).append(part)  # some servers also list replaced parts
         kept = {}
         for number, parts in found.items():
             etag, crc = record.parts.get(number, ("", None))
@@ -288,6 +281,19 @@ class MultipartUpload:
         self.id = None
         if self._record:
             await in_thread(self._record.forget)
+
+
+async def list_parts(call: Call, **upload: Any) -> list[dict[str, Any]]:
+    """Return the parts that the server has of an unfinished upload; ``upload`` names it in each request."""
+    parts: list[dict[str, Any]] = []
+    after = 0
+    while True:
+        answer = await call("list_parts", **upload, PartNumberMarker=after)
+        parts += answer.get("Parts", ())
+        following = answer.get("NextPartNumberMarker") or 0
+        if not answer.get("IsTruncated") or following <= after:
+            return parts
+        after = following
 
 
 async def gather_or_cancel(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
