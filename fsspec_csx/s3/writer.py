@@ -58,13 +58,11 @@ class PartWriter:
         growing: bool,
         checked: bool,
     ) -> None:
-        self._call = call
-        self._transfer = transfer
-        self._work_for = work_for
+        self._call, self._transfer, self._work_for = call, transfer, work_for
         self._first_part = self._part_size = min(first_part or PART, LARGEST_PART)
+        self._borrowed_part = 0  # the least size of parts that are not copied
         self._chosen = first_part is not None
-        self._growing = growing
-        self._checked = checked
+        self._growing, self._checked = growing, checked
         self.upload: MultipartUpload | None = None
         self.copied: Sequence[dict[str, Any]] = ()
         self._number = 0  # of the last part
@@ -73,8 +71,7 @@ class PartWriter:
         # The next part so far: referenced memories and sealed pieces of buffers, and the unsealed piece of _buffer.
         self._memories: list[memoryview] = []
         self._known: dict[int, int] = {}  # the CRC64NVME of some of them, by index
-        self._filled = 0
-        self._buffered = 0
+        self._filled = self._buffered = 0
         self._buffer = memoryview(b"")
         self._sealed = self._used = 0
         self._lent: list[memoryview] = []  # the buffers of this part
@@ -126,6 +123,8 @@ class PartWriter:
 
     def _add(self, view: memoryview, *, stable: bool, borrowed: bool = False, crc64nvme: int | None = None) -> None:
         self._borrowed = self._borrowed or borrowed
+        if borrowed and not self._number:  # all parts have one size
+            self._first_part = self._part_size = max(self._part_size, self._borrowed_part)
         size = len(view)
         if self.upload is None and self._filled + size > self._part_size:
             self._begin()
@@ -154,9 +153,10 @@ class PartWriter:
         """Choose the part size for an object of about ``size`` bytes, and create the upload, if nothing was written."""
         if self._joined or self._filled or self._number or self.copied or self.upload:
             return
-        far = self._transfer.slots.seems_far
+        far, near = self._transfer.slots.seems_far, self._transfer.slots.is_near
         chosen = self._first_part if self._chosen else None
         self._first_part = self._part_size = first_part_size(size, chosen, far=far)
+        self._borrowed_part = first_part_size(size, chosen, far=far, near=near)
         self._chosen = True
         if size > self._part_size:
             self._begin()

@@ -77,13 +77,16 @@ def test_equal_parts(expected: int, far: bool) -> None:
     assert part <= 2 * PART * 17 // 16
 
 
-def test_expected_size_for_a_far_store() -> None:
-    """The parts of a large object become larger only from a larger size on."""
+def test_expected_size_by_distance() -> None:
+    """The parts of a large object become larger from a size on that depends on the store."""
     assert first_part_size(248 * MIB, None) == PART
     assert first_part_size(256 * MIB, None) == 2 * PART
     assert first_part_size(4088 * MIB, None, far=True) == PART
     assert first_part_size(4096 * MIB, None, far=True) == 2 * PART
     assert first_part_size(4096 * MIB, PART, far=True) == PART
+    assert first_part_size(1023 * MIB, None, near=True) < 17 * MIB
+    assert first_part_size(1024 * MIB, None, near=True) == 4 * PART
+    assert first_part_size(1024 * MIB, PART, near=True) == PART
 
 
 @given(st.integers(1, 64 * MIB))

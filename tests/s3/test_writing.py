@@ -195,6 +195,21 @@ def test_expected_size(server: LocalS3, folder: str, proxy: FaultProxy) -> None:
         assert fs.cat_file(f"{folder}/object") == data
 
 
+@pytest.mark.parametrize(("copied", "sent"), [(0, [32, 8]), (MIB, [32, 9]), (17 * MIB, [16, 16, 16, 9])])
+def test_parts_of_a_large_object(server: LocalS3, folder: str, proxy: FaultProxy, copied: int, sent: list[int]) -> None:
+    """A near store gets larger parts of memory that need not be copied; all have one size."""
+    fs = through(proxy, server)
+    fs.connect()
+    fs.transfer.slots.answered(0.001)  # fast, however busy this machine is
+    data = memoryview(bytearray(DATA * 4)[: 40 * MIB])
+    with fs.open(f"{folder}/object", "wb") as file:
+        file.expect_size(1024 * MIB)
+        file.write(data[:copied])
+        file.write_borrowed(data)
+    assert sizes(parts(proxy)) == [size * MIB for size in sent]
+    assert fs.cat_file(f"{folder}/object") == bytes(data[:copied]) + bytes(data)
+
+
 def test_nothing_is_left_of_an_expectation(fs: CSXFileSystem, folder: str) -> None:
     """The upload that was created is aborted with the file, and none is created for one that takes no data."""
     with pytest.raises(KeyError), fs.open(f"{folder}/object", "wb") as file:

@@ -19,10 +19,11 @@ _LEAST = 64 * 1024
 _WORDS = 16  # at least the size of a Py_buffer
 _READ, _WRITE = 0, 1  # PyBUF_SIMPLE and PyBUF_WRITABLE
 
-_madvise = None
+_madvise = _mincore = None
 if sys.platform == "linux":
-    _madvise = ctypes.CDLL(None).madvise
+    _madvise, _mincore = ctypes.CDLL(None).madvise, ctypes.CDLL(None).mincore
     _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    _mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
 
 
 class BufferPool:
@@ -65,10 +66,13 @@ def new_buffer(size: int) -> memoryview:
 
 def populate(memory: memoryview) -> None:
     """Let the kernel allocate the pages of a writable buffer in one call, if it can; other threads run meanwhile."""
-    if _madvise is None or len(memory) < _LEAST:
+    if _madvise is None or _mincore is None or len(memory) < _LEAST:
         return
     first = _address(memory)
     start, end = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, (first + len(memory)) // mmap.PAGESIZE * mmap.PAGESIZE
+    last = ctypes.create_string_buffer(1)
+    if _mincore(end - mmap.PAGESIZE, mmap.PAGESIZE, last) == 0 and last.raw[0] & 1:
+        return  # the last page is there, as in a buffer that is used again: walking through all pages takes long
     _madvise(start, end - start, _POPULATE_WRITE)  # older kernels refuse it; the pages are then allocated as usual
 
 

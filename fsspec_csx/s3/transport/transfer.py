@@ -28,9 +28,9 @@ T = TypeVar("T")
 PART = 8 * 2**20
 """Bytes of a request of a large read, and of a part of a large upload of known size."""
 
-# The most buffered bytes in flight, of all files that are written: with a near store, and with a far one. The most
-# bytes that a file reads ahead from a far one.
-_BUFFERED_NEAR, _BUFFERED_FAR, _AHEAD_FAR = 40 * 2**20, 240 * 2**20, 208 * 2**20
+# The most buffered bytes in flight, of all files that are written: with a near store, and with a far one. A file reads
+# as many ahead from a far one.
+_BUFFERED_NEAR, _BUFFERED_FAR = 40 * 2**20, 240 * 2**20
 
 # How long to wait for a thread that does not use the caller's memory.
 _STUCK_SECONDS = 1.0
@@ -161,14 +161,14 @@ class Transfer:
     @property
     def buffered_bytes(self) -> int:
         """The most copied bytes that may be in flight: with a far store, enough for all its requests."""
-        return (
-            _BUFFERED_NEAR if self.width <= MIN_REQUESTS else min(max(_BUFFERED_NEAR, self.width * PART), _BUFFERED_FAR)
-        )
+        if self.width <= MIN_REQUESTS:
+            return _BUFFERED_NEAR
+        return min(max(_BUFFERED_NEAR, self.width * PART), _BUFFERED_FAR)
 
     @property
     def ahead_bytes(self) -> int:
         """How many bytes a file reads ahead; 0 with a near store, where reading ahead is not faster."""
-        return 0 if self.width <= MIN_REQUESTS else min(self.width * PART, _AHEAD_FAR)
+        return 0 if self.width <= MIN_REQUESTS else self.buffered_bytes
 
     async def send(self, put: Callable[[], Awaitable[T]], payload: RequestBody) -> T:
         """Prepare and send a body by ``put`` when it gets a turn; then no thread uses the body any more."""

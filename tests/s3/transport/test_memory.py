@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from typing import Any
 
 import pytest
@@ -23,6 +24,27 @@ def test_populate_changes_nothing(kernel: str, monkeypatch: pytest.MonkeyPatch) 
     for start, length in itertools.product((0, 1, 4095, 4096, 70_001), (0, 1, 65_536, 200_001)):
         memory.populate(memoryview(whole)[start : start + length])
         assert whole == _DATA
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Only Linux has the call.")
+def test_populated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New memory is populated; a buffer that is used again is not gone through once more."""
+    calls: list[tuple[int, int]] = []
+    madvise: Any = memory._madvise
+
+    def counted(start: int, length: int, advice: int) -> int:
+        calls.append((start, length))
+        done: int = madvise(start, length, advice)
+        return done
+
+    monkeypatch.setattr(memory, "_madvise", counted)
+    buffer = memory.new_buffer(2**20)
+    memory.populate(buffer[: 2**19])
+    buffer[: 2**19] = bytes(2**19)
+    memory.populate(buffer[: 2**19])
+    assert [length for _, length in calls] == [2**19]
+    memory.populate(buffer)
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("make", [bytes, bytearray])
