@@ -67,6 +67,12 @@ def few(
     return f"{found} and {len(items) - most} more" if len(items) > most else found
 
 
+def text_of(error: BaseException, *, named: bool = False) -> str:
+    """Return the text of an error, or its class if it has none, as a MemoryError; with ``named``, class and text."""
+    name, text = type(error).__name__, str(error)
+    return f"{name}: {text}" if named and text else text or name
+
+
 class CSXError(Exception):
     """The base of all errors of this package.
 

@@ -15,7 +15,7 @@ from fsspec.callbacks import NoOpCallback
 from fsspec_csx.checkpoint import save_queue
 from fsspec_csx.checkpoint.local_tier import LocalTier, name_of
 from fsspec_csx.checkpoint.save_future import SaveFuture, SaveProgress
-from fsspec_csx.errors import ChecksumError
+from fsspec_csx.errors import ChecksumError, text_of
 from fsspec_csx.formats import registry
 from fsspec_csx.formats.writer import CheckpointWriter, FileWriter, Target
 from fsspec_csx.storage.atomic import atomic_write
@@ -193,7 +193,7 @@ class Upload(CheckpointWriter):
         self.tier.note_uploaded(self.name, target)
 
     def _report(self, target: Target, path: str, error: BaseException) -> None:
-        reason, uploader = f" ({redacted(str(error) or type(error).__name__)})", "next save"
+        reason, uploader = f" ({redacted(text_of(error))})", "next save"
         if isinstance(error, CancelledError):
             reason, uploader = ", as its save was cancelled", "next process that saves"
             if self.on_skip is None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from fsspec.callbacks import Callback, NoOpCallback
 
+from fsspec_csx.errors import text_of
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.storage.threads import wait_for
 
@@ -124,7 +125,7 @@ class SaveFuture(concurrent.futures.Future[None]):
         if self.progress.cancelled:
             self.set_exception(concurrent.futures.CancelledError())
         elif error is not None:
-            self._unretrieved = redacted(f"{text} was not saved: {type(error).__name__}: {error}")
+            self._unretrieved = redacted(f"{text} was not saved: {text_of(error, named=True)}")
             self.set_exception(error)
         else:
             self.set_result(None)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from fsspec_csx.cli.errors import as_data
 from fsspec_csx.cli.output import emit, in_bytes, pluralize, print_status, printable
-from fsspec_csx.errors import CSXError, DeleteError
+from fsspec_csx.errors import CSXError, DeleteError, text_of
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +63,6 @@ def _combined_error(failed: Mapping[str, Exception], total: int, noun: str) -> E
     first = next(iter(failed.values()))
     if total == 1:
         return first
-    reason, remedy = (first.reason, first.remedy) if isinstance(first, CSXError) else (str(first), "")
+    reason, remedy = (first.reason, first.remedy) if isinstance(first, CSXError) else (text_of(first), "")
     reason = f"{len(failed)} of {total} {noun}s are left ({', '.join(failed)}): {reason}"
     return DeleteError(reason, remedy or "Check the permission to delete them, and try again.")

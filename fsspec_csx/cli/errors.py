@@ -6,9 +6,10 @@ import errno
 import os
 import sys
 import traceback
+from types import FrameType
 
 from fsspec_csx.cli.output import printable
-from fsspec_csx.errors import CSXError
+from fsspec_csx.errors import CSXError, text_of
 from fsspec_csx.redaction import redact
 
 DONE, DIFFERENT, USAGE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
@@ -23,6 +24,7 @@ _REMEDIES = (
     (TimeoutError, "Check the network and the endpoint, and try again."),
     (ConnectionError, "Check the network and the endpoint, and try again."),
     (ImportError, "Install the package that it names."),
+    (MemoryError, "Free memory, or use a machine that has more."),
 )
 _BY_NUMBER = {
     errno.ENOSPC: "Free some space, or use another folder.",
@@ -32,12 +34,12 @@ _BY_NUMBER = {
     errno.ELOOP: "Check the path: a link in it leads to itself.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
 }
-# Modules that are not user code: this package, its dependencies and the standard library.
+# Modules that are not user code: this package and its dependencies.
 _NOT_OF_USERS = {
     *("fsspec_csx", "aiobotocore", "aiohttp", "aioitertools", "awscrt", "boto3", "botocore", "fsspec", "numpy", "s3fs"),
     *("torch", "tqdm", "urllib3", "yaml", "zlib_ng"),
-    *sys.stdlib_module_names,
 }
+_STANDARD_LIBRARY = os.path.dirname(os.__file__)
 _UNKNOWN = "Run it again with --debug to see where it happened."
 
 
@@ -66,8 +68,14 @@ def is_from_user_code(error: BaseException) -> bool:
         seen.append(following)
         following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
     frames = (frame for each in seen for frame, _ in traceback.walk_tb(each.__traceback__))
-    modules = {frame.f_globals.get("__name__", "fsspec_csx").partition(".")[0] for frame in frames}
-    return not modules <= _NOT_OF_USERS or any("Original Traceback" in str(each) for each in seen)
+    return any(map(_is_user_code, frames)) or any("Original Traceback" in str(each) for each in seen)
+
+
+def _is_user_code(frame: FrameType) -> bool:
+    package = frame.f_globals.get("__name__", "fsspec_csx").partition(".")[0]
+    if package in sys.stdlib_module_names:  # a user's file may have such a name, such as code.py
+        return not frame.f_code.co_filename.startswith((_STANDARD_LIBRARY, "<"))
+    return package not in _NOT_OF_USERS
 
 
 def _cause_and_remedy(error: Exception) -> tuple[str, str]:
@@ -85,4 +93,4 @@ def _cause_and_remedy(error: Exception) -> tuple[str, str]:
     remedy = _BY_NUMBER.get(getattr(error, "errno", None) or 0, "")
     remedy = remedy or next((each for kind, each in _REMEDIES if isinstance(error, kind)), _UNKNOWN)
     shown = isinstance(error, (OSError, ImportError)) and text
-    return (text if shown else f"{type(error).__name__}: {text}"), remedy
+    return (text if shown else text_of(error, named=True)), remedy

@@ -10,6 +10,7 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import WriteItem
 from torch.nn.parameter import is_lazy
 
+from fsspec_csx.errors import text_of
 from fsspec_csx.formats import structure_limits
 from fsspec_csx.formats.torch_zip.pickled import Pickled
 from fsspec_csx.tensors import torch_compat
@@ -55,7 +56,7 @@ class Planner(DefaultSavePlanner):
             Pickled(value)
         except Exception as error:  # the value's class may raise anything
             kind = ValueError if isinstance(error, (ValueError, RuntimeError)) else TypeError
-            what = f"it cannot be pickled ({type(error).__name__}: {error})"
+            what = f"it cannot be pickled ({text_of(error, named=True)})"
             raise kind(f"A sharded checkpoint cannot hold {shown([name])}: {what}. Leave it out.") from error
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fsspec_csx.errors import LostProcessError
+from fsspec_csx.errors import LostProcessError, text_of
 
 _ALONE = 2**20
 """In bytes; smaller messages are sent together."""
@@ -174,4 +174,4 @@ def _portable(error: Exception) -> Exception:
     with contextlib.suppress(Exception):  # its class may raise anything
         if str(pickle.loads(pickle.dumps(error))) == str(error):
             return error
-    return (OSError if isinstance(error, OSError) else RuntimeError)(f"{type(error).__name__}: {error}")
+    return (OSError if isinstance(error, OSError) else RuntimeError)(text_of(error, named=True))

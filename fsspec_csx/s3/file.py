@@ -13,6 +13,7 @@ from typing import Any
 
 from fsspec.asyn import sync
 
+from fsspec_csx.errors import text_of
 from fsspec_csx.s3.appending import AppendTarget, check_absent, find_append_target, with_conditions
 from fsspec_csx.s3.exit_calls import Opening
 from fsspec_csx.s3.file_errors import check_open, fork_error
@@ -326,7 +327,7 @@ class CSXFile(ReadFile):
         try:
             future.result(seconds)
         except Exception as error:  # the first error must not be hidden
-            logger.warning("The unfinished upload to s3://%s could not be aborted: %s", self.path, error)
+            logger.warning("The unfinished upload to s3://%s could not be aborted: %s", self.path, text_of(error))
 
 
 def part_writer(

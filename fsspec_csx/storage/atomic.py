@@ -16,6 +16,7 @@ from typing import IO, Any
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from fsspec_csx.errors import text_of
 from fsspec_csx.storage.files import unwrap_filesystem
 
 logger = logging.getLogger("fsspec_csx")
@@ -214,7 +215,7 @@ def clean_up(path: str, step: Callable[[], object]) -> None:
     except FileNotFoundError:
         pass
     except Exception as error:
-        logger.warning("Cleaning up the temporary file %s failed: %s", path, error)
+        logger.warning("Cleaning up the temporary file %s failed: %s", path, text_of(error))
 
 
 # -- other filesystems -------------------------------------------------------------------------------------------------

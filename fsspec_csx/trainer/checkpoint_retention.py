@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fsspec_csx.errors import text_of
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.trainer import checkpoint_root
 from fsspec_csx.trainer.callback import Callback
@@ -70,7 +71,7 @@ def _deleted(trainer: Trainer, name: str) -> bool:
             trainer.checkpoint.local.tier.delete(name)
         checkpoint_root.delete(path)
     except Exception as error:  # a storage failure must not end the training
-        trainer.logger.warning("%s was not deleted, which is tried again: %s", redacted(path), error)
+        trainer.logger.warning("%s was not deleted, which is tried again: %s", redacted(path), text_of(error))
         return False
     return True
 

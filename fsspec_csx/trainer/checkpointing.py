@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fsspec_csx.checkpoint.api import inspect, save
 from fsspec_csx.checkpoint.async_save import async_save, release_buffers
-from fsspec_csx.errors import CheckpointError
+from fsspec_csx.errors import CheckpointError, text_of
 from fsspec_csx.manage.list import check_complete
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.trainer import checkpoint_root, modelzoo_state, processes, state_validation, training_state
@@ -204,7 +204,7 @@ class Checkpoint(Callback):
         except Exception as failed:
             error = failed
         if error is not None and error is not exception:  # it must not hide the error of the training
-            trainer.logger.error("The last checkpoint was not saved: %s", error)
+            trainer.logger.error("The last checkpoint was not saved: %s", text_of(error))
 
     # -- loading ---------------------------------------------------------------------------------------------------
 

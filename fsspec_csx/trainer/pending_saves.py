@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fsspec_csx.checkpoint.local_saves import check_local, find, tier_of, upload_left
 from fsspec_csx.checkpoint.local_tier import LocalTier, name_of
 from fsspec_csx.checkpoint.save_future import SaveFuture
-from fsspec_csx.errors import ChecksumError
+from fsspec_csx.errors import ChecksumError, text_of
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.storage.threads import wait_for
 from fsspec_csx.trainer import checkpoint_root, processes
@@ -61,8 +61,9 @@ class LocalDisk:
 
     def not_uploaded(self, path: str, error: BaseException | None) -> OSError:
         """Return the error at the end of a training for a checkpoint that is only on the disk."""
-        msg = f"{path} is not uploaded ({error}). It is complete at {self.tier.path_of(name_of(path))}, and the next "
-        msg += "run with this local_dir resumes from it and uploads it, unless there is a newer one."
+        msg = f"{path} is not uploaded ({error and text_of(error)}). It is complete at "
+        msg += f"{self.tier.path_of(name_of(path))}, and the next run with this local_dir resumes from it and uploads "
+        msg += "it, unless there is a newer one."
         return OSError(getattr(error, "errno", None) or errno.EIO, redacted(msg))
 
     def warn_if_alone(self) -> None:
@@ -230,10 +231,11 @@ class PendingSaves:
         for path, save in self._saves:
             if path not in self._warned and self._state(path, save) == "left":
                 self._warned.add(path)
+                error = save.exception()
                 trainer.logger.warning(
                     "The upload of step %d failed (%s). %s is complete on the local disk; %s. The training continues, "
                     "and the next save uploads what is left.",
-                    *(trainer.checkpoint.step_of(path), save.exception(), name_of(redacted(path)), safe),
+                    *(trainer.checkpoint.step_of(path), error and text_of(error), name_of(redacted(path)), safe),
                 )
         for path, save in self._saves[-1:]:
             local = getattr(save, "local", None)

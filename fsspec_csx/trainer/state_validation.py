@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, MismatchError
+from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, MismatchError, text_of
 from fsspec_csx.storage.paths import redacted
 from fsspec_csx.tensors import summaries
 
@@ -41,8 +41,8 @@ def restoring(path: str, what: str) -> Iterator[None]:
     except (CheckpointError, torch.cuda.OutOfMemoryError):
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        said = str(error).partition("\n")[0].rstrip(".")
-        raise invalid(path, what, f"{type(error).__name__}: {said[:_SAID]}") from error
+        said = text_of(error, named=True).partition("\n")[0].rstrip(".")
+        raise invalid(path, what, said[:_SAID]) from error
 
 
 def check_count(name: str, value: Any, remedy: str = "Give such a number.", *, least: int = 1) -> None:

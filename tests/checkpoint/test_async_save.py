@@ -393,11 +393,15 @@ def failing(path: str, message: str = "stop") -> SaveFuture:
     return future
 
 
-def test_unasked_failure_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [("", "ValueError"), ("ftp://me:password@host is down", "ValueError: ftp://me:***@host is down")],
+)
+def test_unasked_failure_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture, message: str, shown: str) -> None:
     """A failure that nobody asked for is logged once when the future is dropped, without the password of a URL."""
     gc.disable()
     try:
-        future = failing(str(tmp_path / "x.pt"), "ftp://me:password@host is down")
+        future = failing(str(tmp_path / "x.pt"), message)
         assert not caplog.records
         del future
         deadline = time.monotonic() + SECONDS
@@ -407,7 +411,7 @@ def test_unasked_failure_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixt
     finally:
         gc.enable()
     assert (record.name, record.levelno) == ("fsspec_csx", logging.ERROR)
-    assert record.getMessage() == f"{tmp_path}/x.pt was not saved: ValueError: ftp://me:***@host is down"
+    assert record.getMessage() == f"{tmp_path}/x.pt was not saved: {shown}"
 
 
 @pytest.mark.parametrize("ask", [SaveFuture.exception, SaveFuture.result])

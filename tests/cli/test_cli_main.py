@@ -179,6 +179,8 @@ def test_completion_in_bash(tmp_path: Path) -> None:
         (ValueError("It is too long. Cut it."), "It is too long.", "Cut it."),
         (OSError("broken"), "broken", "--debug"),
         (KeyError("x"), "KeyError: 'x'", "--debug"),
+        (OSError(), "OSError", "--debug"),
+        (MemoryError(), "MemoryError", "Free memory"),
         (FileNotFoundError("ftp://me:pass@host/x"), "ftp://me:***@host/x", "Check the path."),
     ],
 )
@@ -186,6 +188,7 @@ def test_cause_and_remedy(error: Exception, cause: str, remedy: str | None) -> N
     """An error is reported as a line of cause and one of remedy, whatever its kind."""
     lines = format_error(error).splitlines()
     assert lines[0].startswith(f"cszoo: {cause}")
+    assert not lines[0].endswith((":", ": "))
     assert len(lines) == 1 + (remedy is not None)
     if remedy is not None:
         assert remedy in lines[1]

@@ -105,6 +105,15 @@ def test_errors_of_a_users_code(tmp_path: Path, changes: Any, kind: str, frame: 
     assert done.stderr.splitlines()[-2].startswith("cszoo: ")
 
 
+def test_module_with_a_name_of_the_standard_library(tmp_path: Path) -> None:
+    """The error of a user's code.py is shown with its traceback; one without a message is shown as its class."""
+    (tmp_path / "code.py").write_text("def loader():\n    raise NotImplementedError\n")
+    done = cszoo(training(tmp_path, data={"class_path": "code.loader"}), noun="fit", cwd=tmp_path)
+    assert done.returncode == FAILED, done
+    assert "in loader" in done.stderr
+    assert done.stderr.splitlines()[-2] == "cszoo: NotImplementedError"
+
+
 @pytest.mark.parametrize(
     ("changes", "cause"), [({"model": {"good": 1}}, "good"), ({"data": {"class_path": "work.no"}}, "no")]
 )

@@ -426,6 +426,7 @@ def test_missing_section(section: str, tmp_path: Path) -> None:
     [
         ("import not_there", "breaking cannot be imported: ModuleNotFoundError: No module named 'not_there'"),
         ("1 / 0", "breaking cannot be imported: ZeroDivisionError"),
+        ("assert 0", "breaking cannot be imported: AssertionError."),
         ("def f(:", "breaking cannot be imported: SyntaxError"),
     ],
 )

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.errors import InvalidCheckpointError, UnsafeCheckpointError, text_of
 from fsspec_csx.formats.damage import AGAIN
 from fsspec_csx.formats.dcp.layout import MANIFEST, ShardedFolder
 from fsspec_csx.formats.structure_limits import DEPTH
@@ -131,7 +131,7 @@ def read(folder: ShardedFolder, name: str = MANIFEST) -> Metadata:
         what = "is not whole" if isinstance(error, ScanError) else "makes much more than it holds"
         raise InvalidCheckpointError(f"{shown} is damaged (its pickle {what}).", AGAIN) from None
     except Exception as error:  # a pickle may raise anything
-        what = str(error) if isinstance(error, _MalformedError) else f"{type(error).__name__}: {error}"
+        what = text_of(error, named=not isinstance(error, _MalformedError))
         raise InvalidCheckpointError(f"{shown} is damaged ({what}).", AGAIN) from error
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, UnsafeCheckpointError
+from fsspec_csx.errors import CheckpointError, InvalidCheckpointError, UnsafeCheckpointError, text_of
 from fsspec_csx.formats import sniff, structure_limits
 from fsspec_csx.formats.base import ON_CPU, ReadOptions
 from fsspec_csx.formats.damage import AGAIN, damaged
@@ -273,7 +273,7 @@ def _damage(file: TrackingReader) -> tuple[str, str] | None:
     try:
         _pickles(file)
     except _NOT_WHOLE as error:
-        return f"is cut short or damaged: its pickle is not whole ({error}).", AGAIN
+        return f"is cut short or damaged: its pickle is not whole ({text_of(error)}).", AGAIN
     return None
 
 

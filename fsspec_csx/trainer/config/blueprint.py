@@ -13,7 +13,7 @@ from typing import Any
 
 import pydantic
 
-from fsspec_csx.errors import ConfigError, CSXError
+from fsspec_csx.errors import ConfigError, CSXError, text_of
 from fsspec_csx.redaction import redact
 from fsspec_csx.trainer.config.arguments import Deferred, check, display, explain, fields_of
 from fsspec_csx.trainer.config.import_path import import_name, is_import_path
@@ -50,7 +50,7 @@ class Blueprint(Deferred):
         cause, dot, remedy = said.rpartition(". ")
         if dot and remedy.endswith("."):  # the form of this package's errors
             return ConfigError(f"{self.path}: {cause}.", remedy)
-        return ConfigError(f"{self.path}: {type(error).__name__}: {said}", "Check its arguments.")
+        return ConfigError(f"{self.path}: {redact(text_of(error, named=True))}", "Check its arguments.")
 
 
 def named(

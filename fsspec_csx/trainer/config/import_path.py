@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
-from fsspec_csx.errors import ConfigError
+from fsspec_csx.errors import ConfigError, text_of
 
 
 def import_name(name: str, home: ModuleType | None = None) -> Any:
@@ -59,5 +59,5 @@ def _failed(module: str, error: Exception) -> ConfigError:
     if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
         reason = f"there is no module {error.name!r}."
         return ConfigError(reason, "Check the name, install it, or run in the folder that has it.")
-    reason = f"{module} cannot be imported: {type(error).__name__}: {error}."
+    reason = f"{module} cannot be imported: {text_of(error, named=True)}."
     return ConfigError(reason, "Correct that module, or install what it needs.")
