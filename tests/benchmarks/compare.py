@@ -1,12 +1,12 @@
-"""Saving and loading whole checkpoints: ours beside what else there is, on one machine.
+"""Compare this package with its peers at saving and loading whole checkpoints, on one machine.
 
     pip install . -r tests/benchmarks/requirements.txt
     python tests/benchmarks/compare.py --rounds 5 --minutes 22 --json found.json --write tests/benchmarks
 
-measures all that the tables of README.md show, and writes them and the picture anew. Several servers in turn: nginx,
-which costs the least and drops what is put, so that the clients' own work shows, by http and by https; and stores that
-are far away. With ``--server``, ``--cases`` or ``--only`` it measures these in place of the README's. Exit status: 0, 1
-if a peer failed, 2 if a server cannot be had; whether a goal was met does not count.
+This measures what the generated tables of README.md show, and writes them and the picture. The servers are nginx by
+http and by https, which discards uploads and takes little processor time, so that the clients' own cost shows; and
+stores that are far away. ``--server``, ``--cases`` and ``--only`` replace those of the README. Exit status: 0; 1 if a
+peer failed; 2 if a server could not be started. A goal that is missed does not change it.
 """
 
 from __future__ import annotations

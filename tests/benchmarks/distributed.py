@@ -1,8 +1,8 @@
 """Sharded checkpoints: each library's storage for torch.distributed.checkpoint, in processes that share tensors.
 
-Each of the two processes has its rows of every tensor, as DTensors. "columns" is a load by processes that have columns
-of what was saved by rows. An operation is measured from barrier to barrier, with the processor time and the extra
-memory of all processes. So is a load of one file that every process needs whole.
+Each of the two processes has some rows of every tensor, as DTensors. For "columns", each process loads some columns of
+the tensors that were saved by rows. An operation is measured from barrier to barrier, with the processor time and the
+extra memory of all processes. So is a load of one file that every process needs completely.
 """
 
 from __future__ import annotations

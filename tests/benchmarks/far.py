@@ -2,8 +2,8 @@
 
     python tests/benchmarks/far.py FOLDER --rate 25 --delay 20
 
-Serves the files of a folder and drops what is put, as the nginx of this benchmark does; in a process of its own, with a
-thread for each connection. The rate is that of one connection: S3 gives each some 85 MB/s, however fast the link is.
+It serves the files of a folder and discards uploads, as the nginx of this benchmark does, in a separate process with a
+thread for each connection. The rate is that of one connection: S3 gives each about 85 MB/s, however fast the link is.
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance-design-patterns.html
 """
 
@@ -30,13 +30,13 @@ _START_SECONDS = 10.0
 
 
 class FarStore:
-    """The store in a process of its own; it ends with its ``with`` block.
+    """The store in a separate process; it ends with its ``with`` block.
 
     Args:
         rate: bytes a second of each connection, either way.
         delay: seconds from the end of a request to the begin of its answer, and from a connection to its first request.
         directory: where to create the temporary folder, in memory if possible.
-        keeps: whether what is put, but in parts, can be read: as many zeros.
+        keeps: whether an object that is not uploaded in parts can be read; it then has as many zeros.
 
     Attributes:
         target: how to reach it.
@@ -191,7 +191,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, required=True, help="MB/s of each connection")
     parser.add_argument("--delay", type=float, required=True, help="milliseconds before each answer")
     parser.add_argument("--log", type=Path, default=Path(os.devnull), help="a line for each request")
-    parser.add_argument("--keep", action="store_true", help="keep the length of what is put, to be read as zeros")
+    parser.add_argument("--keep", action="store_true", help="keep the sizes of uploads, which are read as zeros")
     return parser.parse_args()
 
 

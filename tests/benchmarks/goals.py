@@ -1,4 +1,4 @@
-"""Goals: what ours is meant to reach, and whether it did."""
+"""The goals for the speed of this package, and whether it reaches them."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """How long Python's lock is held for each GB: ``python tests/benchmarks/lock_share.py [--runs N]``.
 
-Threads that hold the interpreter's lock (GIL) run one at a time, so an interpreter ends at 1 / (seconds held for a GB),
-however many cores there are. A timer interrupts each thread by the processor time that it takes, and a signal handler
-in C notes whether the thread holds the lock. Time in which a thread waits for the lock is not counted, nor what the
-hand-over from one core to another costs.
+Only one thread at a time holds the interpreter's lock (GIL), so the speed of one interpreter is at most 1 / (seconds
+that the lock is held for each GB), however many cores there are. A timer interrupts each thread after some processor
+time, and a signal handler in C notes whether the thread holds the lock. The time for which threads wait for the lock is
+not counted, nor the cost of passing it to another core.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def main() -> None:
         found = measured(arguments.only[0], case, arguments.runs, target)
         print(json.dumps({operation: [asdict(each) for each in runs] for operation, runs in found.items()}))
         return
-    print("| | CPU s/GB | the lock held, s/GB | an interpreter ends at GB/s |\n|---|---:|---:|---:|")
+    print("| | CPU s/GB | the lock held, s/GB | limit of one interpreter, GB/s |\n|---|---:|---:|---:|")
     for server in arguments.server:
         with running(server, (case,), [PEERS[name].kind for name in arguments.only]) as target:
             for peer in arguments.only:

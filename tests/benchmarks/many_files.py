@@ -1,4 +1,4 @@
-"""Calls of many files: get, put, cat and pipe, each with all of the files at once."""
+"""get, put, cat and pipe of many files, each called once with all of them."""
 
 from __future__ import annotations
 

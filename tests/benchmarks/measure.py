@@ -1,4 +1,4 @@
-"""One measurement, in a process of its own, forked from one that has imported torch and made the state dict."""
+"""One measurement, in a separate process, forked from one that has imported torch and created the state dict."""
 
 from __future__ import annotations
 

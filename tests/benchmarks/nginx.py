@@ -1,4 +1,4 @@
-"""Nginx: the cheapest S3 server there is, so that what is measured is the client."""
+"""Nginx as an S3 server that takes little processor time, so that the client is what is measured."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ http {{
 
 
 class Nginx:
-    """nginx that drops what is put, and serves the files of its bucket; ends with its ``with`` block.
+    """nginx that discards uploads, and serves the files of its bucket; ends with its ``with`` block.
 
     Args:
         directory: where to create the temporary folder, in memory if that can be.

@@ -1,4 +1,4 @@
-"""What stores that drop what is put answer."""
+"""The responses of servers that discard uploads."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ PEERS: dict[str, Peer] = {
     "crt": Peer("AWS CRT", ("awscrt", "s3transfer"), Crt, ("awscrt", "s3transfer")),
     "sockets": Peer("plain sockets (the limit)", ("botocore",), Sockets, kind="raw"),
     "sockets-checked": Peer(
-        "plain sockets that compute ours' checksums", ("botocore", "awscrt", "zlib_ng"), CheckedSockets, kind="raw"
+        "plain sockets that compute the same checksums", ("botocore", "awscrt", "zlib_ng"), CheckedSockets, kind="raw"
     ),
     "sockets-64": Peer("64 plain sockets (the limit)", ("botocore",), partial(Sockets, connections=64), kind="raw"),
     "ours-safetensors": Peer(

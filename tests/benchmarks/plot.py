@@ -1,4 +1,4 @@
-"""The report as a picture: SVG, in colours that can be seen on white and on black."""
+"""The report as an SVG picture, in colours that are visible on white and on black."""
 
 from __future__ import annotations
 

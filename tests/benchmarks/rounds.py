@@ -1,4 +1,4 @@
-"""Rounds: all peers measured in turn, so that what the machine does besides befalls them alike."""
+"""Rounds: all peers are measured in turn, so that other programs on the machine slow all of them down alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The peers for safetensors files, which hold tensors by name and nothing else."""
+"""The peers for safetensors files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The servers to measure against, with the checkpoints to load in place."""
+"""The servers to measure with, on which the checkpoints to load are ready."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _SCRATCH = "scratch"
 # Bytes a second of a connection, and seconds before an answer.
 _FAR = {"far-25": (25e6, 0.02), "far-85": (85e6, 0.03)}
 SERVERS = {
-    "nginx": "nginx, which drops what is put",
-    "nginx-tls": "nginx, which drops what is put, by https",
-    "far-25": "a store that gives each connection 25 MB/s, and answers after 20 ms; it drops what is put",
-    "far-85": "a store that gives each connection 85 MB/s, and answers after 30 ms; it drops what is put",
+    "nginx": "nginx, which discards uploads",
+    "nginx-tls": "nginx, which discards uploads, by https",
+    "far-25": "a store that gives each connection 25 MB/s, and answers after 20 ms; it discards uploads",
+    "far-85": "a store that gives each connection 85 MB/s, and answers after 30 ms; it discards uploads",
     "local": "SeaweedFS (LocalS3), which stores it",
 }
 
@@ -76,7 +76,7 @@ def exit_on_sigterm() -> None:
 
 
 def _stub(server: str, directory: str | None) -> Nginx | FarStore:
-    """A server that drops what is put, and serves the files of its folder."""
+    """A server that discards uploads, and serves the files of its folder."""
     if server in _FAR:
         return FarStore(server, *_FAR[server], directory)
     return Nginx(directory, tls=server == "nginx-tls")

@@ -1,4 +1,4 @@
-"""Sockets: the least work that moves the bytes, as the limit; no file format, no check, and no object made of parts."""
+"""Plain sockets: the least work that moves the bytes, as the limit, without a file format or a multipart upload."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Sockets:
 
 
 class CheckedSockets(Sockets):
-    """The same, but it computes the checksums that ours does: CRC-32 of the pieces, and CRC64NVME of what is put."""
+    """The same, but it computes the checksums of this package: CRC-32 of the pieces, and CRC64NVME of uploads."""
 
     def _compute_checksums(self, part: Part, *, whole: bool) -> None:
         together = 0

@@ -1,10 +1,10 @@
-"""How long a save in the background holds the training: until the call returns, for all ways in turn.
+"""How long a background save stops the training, until the call returns; for several functions in turn.
 
     python tests/benchmarks/stall.py --tensors 64 --size 16
 
-The first save of each way touches new memory; the others are later ones of the same training, of which the median
-counts. A plain copy is ``tensor.clone()`` of all. The checkpoints go to ``/dev/shm``, and each is waited for before the
-next, outside of the time. In brackets: how many times as long as ours.
+The first save of each function allocates memory; of the later ones, the median is given. A plain copy is
+``tensor.clone()`` of all tensors. The checkpoints are saved to ``/dev/shm``. The next save starts when the last one has
+ended, which is not part of the time. In brackets: how many times as long as with ``fsspec_csx.async_save``.
 """
 
 from __future__ import annotations

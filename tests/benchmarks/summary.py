@@ -1,4 +1,4 @@
-"""How many times as fast ours is as the best peer, everywhere: a table that fits on a screen."""
+"""A short table: how many times as fast as the best peer this package is, with each server."""
 
 from __future__ import annotations
 

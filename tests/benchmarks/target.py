@@ -1,4 +1,4 @@
-"""Target: where the peers find the server."""
+"""Target: the address of a server, and what peers need to connect to it."""
 
 from __future__ import annotations
 

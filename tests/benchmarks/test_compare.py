@@ -1,4 +1,4 @@
-"""The benchmark has every row that was asked for, and its peers load what they save; nothing about times."""
+"""The benchmark has every requested row, and its peers load what they save; no test depends on times."""
 
 from __future__ import annotations
 

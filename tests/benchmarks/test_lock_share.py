@@ -1,4 +1,4 @@
-"""The share of the processor time in which Python's lock is held, of programs whose share is known."""
+"""The measured share of processor time with Python's lock held, for programs whose share is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmarks of how long saves hold the training measure every way; nothing about times."""
+"""The benchmarks of how long saves stop a training measure every function; no test depends on times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files that torch.save's own cost is measured on take all bytes."""
+"""The files with which the cost of torch.save is measured accept all bytes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""How much processor time torch.save itself takes, into nothing and into a buffer that is used again.
+"""The processor time of torch.save itself, with a file that discards the bytes, and with a buffer that is reused.
 
     python tests/benchmarks/torch_save.py
 
-No file that must own the bytes when ``write`` returns can be faster than the second.
+A file that must own the bytes when ``write`` returns cannot be faster than the second.
 """
 
 from __future__ import annotations
