@@ -19,6 +19,8 @@ from fsspec_csx.trainer.loop import EarlyExit, TrainingLoop, ValidationLoop, as_
 from fsspec_csx.trainer.precision import Precision
 
 _UNSET: Any = ...
+LOADED: Any = object()
+"""The ``ckpt_path`` of a validation of what was loaded before it."""
 _SomeCallback = TypeVar("_SomeCallback", bound=Callback)
 
 
@@ -276,7 +278,8 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             self.call("on_enter_validate", stack, val_dataloader, loop)
             stack.enter_context(self.reporting("on_validate_exception"))
-            self._load(ckpt_path)
+            if ckpt_path is not LOADED:
+                self._load(ckpt_path)
             training.validate(self, val_dataloader, loop)
         return loop.metrics
 
@@ -306,7 +309,7 @@ class Trainer:
             self.call("on_enter_validate_all", stack, loaders, loop, paths)
             for path in paths:
                 loaded = self._load(path)
-                metrics = [dict(self.validate(loader, ckpt_path=None, loop=loop)) for loader in loaders]
+                metrics = [dict(self.validate(loader, LOADED, loop)) for loader in loaders]
                 found.append((None if loaded is None else self.checkpoint.resumed_from, metrics))
                 self.call("run_validation", None, True)
         return found

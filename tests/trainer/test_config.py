@@ -248,15 +248,17 @@ def test_changes(tmp_path: Path) -> None:
         Config(node, checkpoint_root=str(tmp_path / "c")).fit()
 
 
-def test_validates(tmp_path: Path) -> None:
-    """The newest checkpoint is validated with each loader, and nothing is written."""
+def test_validates(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The newest checkpoint is loaded once and validated with each loader, and nothing is written."""
     node = with_({"init/checkpoint": {"steps": 4}}, tmp_path / "run")
     Config(node).fit()
     one = node["trainer"]["validate"]["val_dataloader"]
     node["trainer"]["validate"]["val_dataloader"] = [one, one]
     (tmp_path / "run").chmod(0o500)
+    caplog.clear()
     trainer, metrics = Config(node).validate()
     (tmp_path / "run").chmod(0o700)
+    assert "No checkpoint is loaded." not in caplog.messages
     assert trainer.global_step == 4
     assert len(metrics) == 2
     assert all(set(each) == {"loss", "largest"} for each in metrics)

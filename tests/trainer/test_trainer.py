@@ -553,14 +553,19 @@ def test_tensorboard(tmp_path: Path) -> None:
 # -- several validations -----------------------------------------------------------------------------------------------
 
 
-def test_validate_all(tmp_path: Path) -> None:
-    """Each checkpoint with each loader."""
+def test_validate_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each checkpoint with each loader; the log names the checkpoints that are loaded, and no more."""
     metrics = Metrics()
     trainer, _ = made(str(tmp_path), loop={"max_steps": 4, "eval_frequency": 0})
     trainer.fit(loader())
     trainer, _ = made(str(tmp_path), loggers=[metrics])
     paths = [str(tmp_path / f"checkpoint_{step}.mdl") for step in (2, 4)]
+    caplog.set_level(logging.INFO, "fsspec_csx.trainer")
+    caplog.clear()
     trainer.validate_all([loader(8), loader(8)], paths)
+    assert [each for each in caplog.messages if "checkpoint" in each] == [
+        f"Loading checkpoint {path}" for path in paths
+    ]
     assert [step for step, _ in metrics.logged] == [2, 2, 4, 4]
     losses = [logged["validate/loss"] for _, logged in metrics.logged]
     assert losses[0] != losses[2]

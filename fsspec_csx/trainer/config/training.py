@@ -19,7 +19,7 @@ from fsspec_csx.trainer.config.arguments import check, display
 from fsspec_csx.trainer.config.blueprint import Blueprint, blueprint
 from fsspec_csx.trainer.flags import Flags, GlobalFlags
 from fsspec_csx.trainer.partial_states import LoadCheckpointStates
-from fsspec_csx.trainer.trainer import Trainer
+from fsspec_csx.trainer.trainer import LOADED, Trainer
 
 _PROFILE = "csx.storage.s3.profile"
 _PATHS = {"ckpt_path": str | None, "ckpt_paths": str | list[str] | None}
@@ -115,7 +115,7 @@ class Config:
         metrics = []
         for loader in loaders if isinstance(loaders, list) else [loaders]:
             metrics.append(dict(trainer.validate(loader, **arguments)))
-            arguments = {"ckpt_path": None}  # the first call has loaded it
+            arguments = {"ckpt_path": LOADED}
         return trainer, metrics
 
     def validate_all(self) -> list[tuple[str | None, list[dict[str, float]]]]:
