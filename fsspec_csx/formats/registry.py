@@ -53,7 +53,7 @@ SUFFIXES = tuple(each for row in _ROWS.values() if row.file for each in (row.suf
 """The suffixes of checkpoint files."""
 
 INDEX_SUFFIXES = tuple(suffix for row in _ROWS.values() if not row.file for suffix in row.suffixes)
-"""The suffixes of files that stand for the checkpoint of their folder."""
+"""The suffixes of files whose path ``load`` takes for the checkpoint in their folder."""
 
 NAMES = ("torch", "safetensors", *(name for name, row in _ROWS.items() if not row.file))
 """The names of all formats; all can be written."""

@@ -1,4 +1,4 @@
-"""What the formats say of the files in a folder, by their names."""
+"""Which files of a folder belong to a checkpoint; the formats decide this by the names of the files."""
 
 from __future__ import annotations
 

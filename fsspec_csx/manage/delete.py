@@ -71,7 +71,7 @@ def targets(
 def delete(to_delete: Iterable[DeleteTarget]) -> dict[str, Exception]:
     """Delete checkpoints: all manifests first, shards last. After a failure the same call deletes the rest.
 
-    Returns the errors by path, for checkpoints of which anything is left.
+    Returns the errors by path, for checkpoints that are not completely deleted.
     """
     to_delete = [*to_delete]
     failed: dict[str, Exception] = {}

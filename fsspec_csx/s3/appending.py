@@ -1,4 +1,4 @@
-"""The state of an object when a file is opened to make it or to append to it, and the conditions of the write."""
+"""The state of an object when a file is opened to create it or to append to it, and the conditions of the write."""
 
 from __future__ import annotations
 

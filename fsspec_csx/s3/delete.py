@@ -22,7 +22,7 @@ _NO_VERSIONS = {"405", "MethodNotAllowed", "NotImplemented"}
 
 
 async def rm(fs: Any, path: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> list[str]:
-    """Delete objects; nothing is deleted unless each path stands for something that can be deleted.
+    """Delete objects; nothing is deleted unless each path names something that can be deleted.
 
     Args:
         path: a name, a pattern, or a list of them. A path with a version stands for that version alone.

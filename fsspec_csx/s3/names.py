@@ -1,7 +1,7 @@
-"""Names: the objects and folders that a path stands for, and their targets in a copy.
+"""Names: the objects and folders that a path names, and their targets in a copy.
 
-A path stands for the object of exactly that name, whatever characters it has, or else for the folder of that name. Only
-if neither exists can it be a pattern.
+A path names the object with exactly that key, whatever characters it has, or else the folder of that name. Only if
+neither exists can it be a pattern.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAGIC = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class Expansion:
-    """The objects and folders that a path stands for.
+    """The objects and folders that a path names.
 
     Attributes:
         root: the path, without protocol and version.
@@ -114,7 +114,7 @@ async def expand(
     markers: bool = False,
     ask: bool = True,
 ) -> Expansion:
-    """Look up what a path stands for; a name without special characters is looked up only if ``recursive``.
+    """Look up what a path names; a name without special characters is looked up only if ``recursive``.
 
     Args:
         literal: whether the path is never a pattern.
@@ -162,7 +162,7 @@ async def _expand_folder(fs: Any, path: str, maxdepth: int | None, markers: bool
 async def expand_path(
     fs: Any, path: Any, recursive: bool = False, maxdepth: int | None = None, assume_literal: bool = False
 ) -> list[str]:
-    """Return the names that a path, or a list of paths, stands for; as ``fsspec.asyn.AsyncFileSystem.expand_path``.
+    """Return the names of what a path, or a list of paths, names; as ``fsspec.asyn.AsyncFileSystem.expand_path``.
 
     Raises:
         FileNotFoundError: if nothing is found.

@@ -1,4 +1,4 @@
-"""Transactions: within an fsspec transaction, whole-object writes are published at its end, as files are.
+"""Transactions: files and writes of whole objects within an fsspec transaction are published at its end.
 
 fsspec's caches ``simplecache::s3://…`` and ``filecache::s3://…`` upload a local file when it is closed, even if an
 exception leaves the block. This module prevents publishing such an incomplete file.

@@ -252,7 +252,7 @@ async def pipe(fs: Any, path: Any, value: Any = None, batch_size: int | None = N
 
 
 def _expand_local(path: str | os.PathLike[str], recursive: bool, maxdepth: int | None) -> Expansion:
-    """Return what a local path stands for; as on S3, a name comes before a pattern."""
+    """Return what a local path names; as on S3, a name comes before a pattern."""
     local = LocalFileSystem()
     root = local._strip_protocol(make_path_posix(path))
     if is_pattern(root) and not os.path.lexists(root):

@@ -1,4 +1,4 @@
-"""Walking the folders below a path, one listing after the other."""
+"""Walks the folders below a path, one listing after the other."""
 
 from __future__ import annotations
 

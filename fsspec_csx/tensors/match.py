@@ -1,4 +1,4 @@
-"""Match: matches the entries of a file with those of an existing object."""
+"""Match: pairs the entries of a file with those of an existing object."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Divides strided tensors into parts, and yields their elements in order, as files without strides store them.
 
-The tensors may stand for those of a file: their memory is not touched, and their strides only give positions.
+The tensors may only describe those of a file: their memory is not accessed, and their strides give positions.
 """
 
 from __future__ import annotations

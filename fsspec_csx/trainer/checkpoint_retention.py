@@ -1,4 +1,4 @@
-"""Callbacks that delete older checkpoints: complete ones of this run, but never the one it resumed from."""
+"""Callbacks that delete older checkpoints of this run, if they are complete; never the one from which it resumed."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ save is finished, it lists the objects to delete.
 """
 
 LARGEST = 256 * 2**20
-"""The maximum size in bytes, for some 200,000 values. Real metadata has about 1,200 bytes for each value."""
+"""The maximum size in bytes, for about 200,000 values. Real metadata has about 1,200 bytes for each value."""
 
 LITTLE_ENDIAN = "Cerebras checkpoints", "Convert them on another one."
 _PROTOCOL = 4

@@ -1,8 +1,8 @@
-"""Outlines: what a pickle makes, with a placeholder for each tensor, storage and object.
+"""Outlines: the object that a pickle makes, with a placeholder for each tensor, storage and object of a class.
 
 Python's C unpickler runs the pickle, but nothing that it names is looked up, called or changed. Of functions, only
 those of ``pickle_bounds`` run. All others, and classes, become subclasses of ``Named``, which record what the pickle
-does with them. ``rebuilding`` then makes tensors of the placeholders that stand for tensors.
+does with them. ``rebuilding`` then replaces the placeholders for tensors by tensors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
 
 @dataclass(frozen=True)
 class Outline:
-    """What a pickle makes.
+    """The object that a pickle makes.
 
     Attributes:
         obj: the object.
@@ -39,9 +39,9 @@ class Outline:
 
 
 class Named(Placeholder):
-    """Stands for what a class or function returns. Each name has a subclass, of which a pickle can change nothing.
+    """A placeholder for what a class or function returns. Each name has a subclass, which a pickle cannot change.
 
-    Unless the object has a state or items, ``parts`` is only the arguments, as this is made thousands of times.
+    Unless the object has a state or items, ``parts`` holds only the arguments, as a pickle may make thousands of these.
     """
 
     __slots__ = ()

@@ -1,4 +1,4 @@
-"""Makes the object of an outline: tensors in place of the placeholders that stand for them.
+"""Makes an object from an outline: tensors replace their placeholders.
 
 Anything that torch.save does not write is refused, such as tensors that reach beyond their storages.
 """

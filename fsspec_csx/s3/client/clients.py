@@ -1,4 +1,4 @@
-"""What this package adds to a client of aiobotocore: the handlers of its events, and its end when nothing uses it."""
+"""What this package adds to a client of aiobotocore: handlers of its events, and closing it when nothing uses it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Requests go only to the host that they are addressed to.
 
-botocore follows redirects for S3 only, by the region that they name. aiohttp would send the request, with its tokens,
-keys and body, to any host that a response names, so its redirects are turned off.
+If S3 redirects, botocore repeats the request in the region that the response names, and follows no other redirect. But
+aiohttp would send the request, with its tokens, keys and body, to any host that a response names. This turns that off.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _REDIRECTS = (300, 301, 302, 303, 307, 308)
 class BoundedHTTPSession(AIOHTTPSession):  # type: ignore[misc]
     """The connections of a client; they follow no redirects, and limit the size and the time of each body.
 
-    Requests by http have connections of their own: others load certificates first, which takes 30 ms. A proxy may use
+    Requests by http have separate connections, which do not load certificates: that takes 30 ms. A proxy may use
     TLS even for them.
     """
 

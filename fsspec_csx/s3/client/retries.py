@@ -1,7 +1,7 @@
 """Retries: when a request is repeated, and whether a failed request may have been applied.
 
-Retries end early at an endpoint that has never answered, wait as Retry-After says, and do not go on for minutes. If the
-server applied an attempt whose response was lost, later responses do not show that.
+Retries end early at an endpoint that has never answered, wait as Retry-After says, and do not continue for minutes. If
+the server applied an attempt whose response was lost, later responses do not show that.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How many requests to have in flight: adapted to the link to each store, and shared by all transfers of a process.
 
-S3 gives one connection some 85 MB/s and answers after 10 to 100 ms, so a far store needs dozens of requests at a time.
+S3 gives one connection about 85 MB/s and answers after 10 to 100 ms, so a far store needs dozens of requests at a time.
 A near store is as fast with ten, and each further request costs processor time:
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance-guidelines.html
 

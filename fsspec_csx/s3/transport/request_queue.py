@@ -1,7 +1,7 @@
 """RequestQueue: makes many requests that are signed from one template; each connection takes the next of a queue.
 
-botocore makes the first request, of which the template is made, and those that do not succeed at once: it retries them
-or raises their errors.
+botocore makes the first request, from which the template is made. It also repeats the requests that fail, or raises
+their errors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ResponseBody: reads bodies that have a known length, come in chunks, or are all that comes.
+"""ResponseBody: reads bodies of a known length, bodies in chunks, and bodies that end with the connection.
 
 https://www.rfc-editor.org/rfc/rfc9112#section-7.1
 """

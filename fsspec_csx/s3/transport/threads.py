@@ -1,4 +1,4 @@
-"""Calls of functions in threads: those that move bytes, which end after some idle time, and those of an event loop."""
+"""Threads that run functions: those that move bytes, which end when they are idle, and those of an event loop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHUTDOWN = ("after shutdown", "after interpreter shutdown")
 _MANY = 1000  # things that a function takes about a millisecond for
 
 IDLE_SECONDS = 30.0
-"""After this time without a use, the threads end and the connections are closed."""
+"""After being idle for this time, the threads end and the connections are closed."""
 
 
 class ThreadCall(Future[T]):
