@@ -21,10 +21,13 @@ _SYNC_WRAPPER = sync_wrapper(lambda: None).__code__
 
 
 class _CarriedCallback(Callback):  # type: ignore[misc]  # fsspec has no types
-    """Passes the calls on the event loop on to the caller's callback."""
+    """Passes the calls on the event loop on to the caller's callback, and has its attributes."""
 
     def __init__(self, callback: Callback) -> None:
         self._callback = callback
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._callback, name)
 
     def set_size(self, size: int) -> None:
         carry(self._callback.set_size, size)
@@ -45,10 +48,23 @@ class _CarriedCallback(Callback):  # type: ignore[misc]  # fsspec has no types
         return carry(self._callback.__exit__, *error)
 
 
+class _CarriedFunction:
+    """Passes the calls on the event loop on to a function of the caller, and has its attributes."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return carry(self._function, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._function, name)
+
+
 def _carried(argument: Any) -> Any:
     if isinstance(argument, Callback):
         return _CarriedCallback(argument)
-    return functools.partial(carry, argument) if callable(argument) else argument
+    return _CarriedFunction(argument) if callable(argument) and not isinstance(argument, type) else argument
 
 
 def interruptible(coroutine: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ import fsspec
 import pytest
 from conftest import recorded_requests
 from ctrl_c import ctrl_c, interrupted
+from fsspec.callbacks import Callback
 from proxy import Fault, FaultProxy, fault_proxy, through
 
 from fsspec_csx.checkpoint import save_queue
@@ -305,6 +306,24 @@ def test_plain_methods_can_all_be_interrupted(far: CSXFileSystem) -> None:
             made = getattr(cls, name)
             assert made.of_coroutine is getattr(cls, f"_{name}"), name
     assert Own(key=far.key, secret=far.secret).cat_file("bucket/key") == b"own"
+
+
+def test_arguments_keep_their_attributes(far: CSXFileSystem) -> None:
+    """A coroutine sees the attributes of the callbacks, callable objects and classes that a caller gives."""
+
+    class Doubled:
+        factor = 2
+
+        def __call__(self, value: int) -> int:
+            return self.factor * value
+
+    class Own(CSXFileSystem):
+        async def _cat_file(self, path: str, callback: Callback, each: Doubled, kind: type) -> object:
+            callback.absolute_update(3)
+            return callback.size, callback.value, each.factor, each(4), isinstance(each(4), kind)
+
+    fs = Own(key=far.key, secret=far.secret)
+    assert fs.cat_file("bucket/key", Callback(size=9), each=Doubled(), kind=int) == (9, 3, 2, 8, True)
 
 
 def test_work_that_is_over_before_it_began(far: CSXFileSystem) -> None:
