@@ -27,7 +27,7 @@ _REMEDIES = (
     (MemoryError, "Free memory, or use a machine that has more."),
 )
 _BY_NUMBER = {
-    errno.ENOSPC: "Free some space, or use another folder.",
+    errno.ENOSPC: "Free some space or inodes, or use another folder.",
     errno.EDQUOT: "Free some space, or use another folder.",
     errno.EFBIG: "Raise the limit on file sizes (ulimit -f), or use another folder.",
     errno.EROFS: "Use a writable folder.",

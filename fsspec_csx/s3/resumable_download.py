@@ -146,8 +146,9 @@ def _opened(
     _remove_others(path)
     try:
         descriptor = open_owned(path, 0o666 if mode is None else mode)
-    except OSError:
+    except OSError as error:
         if not os.path.lexists(path):
+            add_filename(error, target, path)
             raise
         # Another user has put something there; do not write to it, and download everything again.
         yield None
@@ -167,7 +168,7 @@ def _opened(
         except BaseException as error:
             if isinstance(error, (ChecksumError, FileExpired)) or not file.marked():
                 os.unlink(path)
-            add_filename(error, path)
+            add_filename(error, target, path)
             raise
     finally:
         os.close(descriptor)

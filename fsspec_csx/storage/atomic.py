@@ -124,8 +124,9 @@ def atomic_local_write(path: str, *, exclusive: bool = False) -> Iterator[int]:
             os.close(descriptor)
         publish(temporary, target, exclusive=exclusive)
     except BaseException as error:
-        clean_up(temporary, lambda: os.unlink(temporary))
-        add_filename(error, target)
+        if os.path.lexists(temporary):
+            clean_up(temporary, lambda: os.unlink(temporary))
+        add_filename(error, target, temporary)
         raise
 
 
@@ -152,10 +153,13 @@ def _create(path: str, target: str, mode: int | None) -> int:
     return descriptor
 
 
-def add_filename(error: BaseException, path: str) -> None:
-    """Name the folder in the error if a filesystem is full; the system's message does not."""
-    if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
-        error.filename = os.path.dirname(path)
+def add_filename(error: BaseException, path: str, temporary: str | None = None) -> None:
+    """Name ``path`` in an error about its temporary file, or its folder if the filesystem is full."""
+    if isinstance(error, OSError) and error.filename in (None, temporary) and error.filename2 is None:
+        if error.errno in _FULL:
+            error.filename = os.path.dirname(path)
+        elif error.filename is not None:
+            error.filename = path
 
 
 def resolve_target(path: str) -> tuple[str, int | None]:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 from training import loader, made
 from victims import state
 
@@ -26,6 +27,7 @@ MIB = 2**20
 SIZE = 12 * MIB
 """Of the disk; a checkpoint is larger."""
 
+_GETS: dict[str, dict[str, Any]] = {"get": {}, "get_resumable": {"resumable": True}}
 _NEW_USER, _NEW_MOUNTS = 0x10000000, 0x00020000
 _READ_ONLY, _REMOUNT, _RECURSIVE, _PRIVATE = 1, 32, 16384, 1 << 18
 
@@ -61,6 +63,11 @@ class NewDisk:
         with contextlib.suppress(OSError), open(self._folder + b"/filler", "wb", 0) as file:
             while True:
                 file.write(bytes(4096))
+
+    def use_up_inodes(self) -> None:
+        """Mount another disk, which has room, but for no further file."""
+        self._check(self._libc.mount(b"none", self._folder, b"tmpfs", 0, b"nr_inodes=2"))
+        Path(os.fsdecode(self._folder), "x.mdl").touch()
 
     def set_size(self, size: int) -> None:
         """Let it be larger, or as it was."""
@@ -130,6 +137,19 @@ def errors_as_data(kind: str, folder: str, remote: str) -> None:
     sys.stdout.write(json.dumps(found))
 
 
+def errors_without_inodes(folder: str, remote: str) -> None:
+    """Print, as JSON, the errors of operations on a disk that has room, but for no further file."""
+    try:
+        disk = NewDisk(folder)
+        disk.use_up_inodes()
+    except OSError as error:
+        print(json.dumps({"impossible": str(error)}))
+        return
+    sys.stdout.write(
+        json.dumps({name: _failure(lambda: operations(remote)[name](Path(folder), disk)) for name in ("save", *_GETS)})  # noqa: B023
+    )
+
+
 def operations(remote: str) -> dict[str, Callable[[Path, Any], object]]:
     """What is done in a folder that has a checkpoint ``x.mdl``."""
     folder = remote.rpartition("/")[0]
@@ -141,8 +161,14 @@ def operations(remote: str) -> dict[str, Callable[[Path, Any], object]]:
         "copy": lambda root, disk: _cszoo("copy", remote, f"{root}/x.mdl", "--force"),
         "move": lambda root, disk: _cszoo("move", f"{folder}/{root.name}.mdl", f"{root}/y.mdl"),
         "convert": lambda root, disk: _cszoo("convert", remote, f"{root}/x.mdl", "--dtype", "bfloat16", "--force"),
+        **{name: lambda root, disk, how=how: _get(remote, root / "x.mdl", **how) for name, how in _GETS.items()},
+        "get_new": lambda root, disk: _get(remote, root / "y.mdl"),
         "train": _train,
     }
+
+
+def _get(remote: str, target: Path, **options: Any) -> None:
+    fsspec.filesystem("s3").get_file(remote, str(target), **options)
 
 
 class _Filling(Callback):

@@ -25,7 +25,18 @@ from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
 Reports = dict[str, Any]
-OPERATIONS = ["save", "safetensors", "async_save", "distributed", "copy", "move", "convert"]
+OPERATIONS = [
+    "save",
+    "safetensors",
+    "async_save",
+    "distributed",
+    "copy",
+    "move",
+    "convert",
+    "get",
+    "get_resumable",
+    "get_new",
+]
 COMMANDS = ["copy", "move", "convert"]
 
 
@@ -93,7 +104,23 @@ def test_protected_disk(reports: Reports, operation: str) -> None:
         assert "writable" in remedy
     else:
         assert report["error"]["number"] == "EROFS"
+    assert operation == "train" or ".tmp" not in report["error"]["text"]  # which writes a file for that purpose
     assert (report["left"], report["former"]) == (["x.mdl"], 1)
+
+
+def test_no_inodes(server: LocalS3, tmp_path: Path) -> None:
+    """A disk that may have no further file is full; the error names the folder, and not the temporary file."""
+    remote = f"s3://space-{uuid.uuid4().hex[:8]}/x.mdl"
+    fs, path = fsspec.url_to_fs(remote, **server.storage_options())
+    fs.pipe_file(path, blob(2))
+    with CleanProcess() as clean:
+        status, said = clean.run("disks:errors_without_inodes", str(tmp_path), remote, environment=server.environment())
+    assert not status, said
+    report = json.loads(said)
+    if "impossible" in report:
+        pytest.skip(f"a process may have no disk of its own here: {report['impossible']}")
+    expected = {"number": "ENOSPC", "text": f"[Errno {errno.ENOSPC}] No space left on device: {str(tmp_path)!r}"}
+    assert report == dict.fromkeys(("save", "get", "get_resumable"), expected)
 
 
 # -- a folder that goes away -------------------------------------------------------------------------------------------
