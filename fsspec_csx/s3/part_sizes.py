@@ -25,8 +25,8 @@ _SMALL = 64 * _MIB
 # From this expected size on, parts are twice as large, because each request has a cost. To a far store, a part takes
 # long, and the last ones are the end of the upload.
 _LARGE, _LARGE_FAR = 256 * _MIB, 4096 * _MIB
-# From this size on, parts for a near store are four times as large, unless they take memory.
-_LARGE_NEAR = 1024 * _MIB
+# From this size on, parts for a store in the same network are so large, unless they take memory.
+_LARGE_LOCAL, _PART_LOCAL = 1024 * _MIB, 64 * _MIB
 
 
 def part_size(number: int, first: int = LEAST_PART) -> int:
@@ -43,20 +43,20 @@ def part_size(number: int, first: int = LEAST_PART) -> int:
     return min(first << doublings, LARGEST_PART)
 
 
-def first_part_size(expected: int, chosen: int | None, *, far: bool = False, near: bool = False) -> int:
+def first_part_size(expected: int, chosen: int | None, *, far: bool = False, local: bool = False) -> int:
     """Return the bytes of the first part of an object of about ``expected`` bytes, so that all parts have one size.
 
     Args:
         expected: bytes of the object.
         chosen: bytes of the first part, if the caller chooses; they are only raised where necessary.
         far: whether the store answers slowly.
-        near: whether the store answers fast, and no part is copied.
+        local: whether the store is in the same network, and no part is copied.
     """
     if chosen is not None:
         return min(max(chosen, -(-expected // FIRST_PARTS)), LARGEST_PART)
     least = PART if expected < (_LARGE_FAR if far else _LARGE) else 2 * PART
-    if near and expected >= _LARGE_NEAR:
-        least = 4 * PART
+    if local and expected >= _LARGE_LOCAL:
+        least = _PART_LOCAL
     parts = max(expected // (LEAST_PART if expected <= _SMALL else least), 1)
     # Equal parts, as a short last one would be a request more.
     return min(max(-(-expected // min(parts, FIRST_PARTS)), LEAST_PART), LARGEST_PART)

@@ -153,10 +153,10 @@ class PartWriter:
         """Choose the part size for an object of about ``size`` bytes, and create the upload, if nothing was written."""
         if self._joined or self._filled or self._number or self.copied or self.upload:
             return
-        far, near = self._transfer.slots.seems_far, self._transfer.slots.is_near
+        far, local = self._transfer.slots.seems_far, self._transfer.slots.is_local
         chosen = self._first_part if self._chosen else None
         self._first_part = self._part_size = first_part_size(size, chosen, far=far)
-        self._borrowed_part = first_part_size(size, chosen, far=far, near=near)
+        self._borrowed_part = first_part_size(size, chosen, far=far, local=local)
         self._chosen = True
         if size > self._part_size:
             self._begin()

@@ -84,9 +84,9 @@ def test_expected_size_by_distance() -> None:
     assert first_part_size(4088 * MIB, None, far=True) == PART
     assert first_part_size(4096 * MIB, None, far=True) == 2 * PART
     assert first_part_size(4096 * MIB, PART, far=True) == PART
-    assert first_part_size(1023 * MIB, None, near=True) < 17 * MIB
-    assert first_part_size(1024 * MIB, None, near=True) == 4 * PART
-    assert first_part_size(1024 * MIB, PART, near=True) == PART
+    assert first_part_size(1023 * MIB, None, local=True) < 17 * MIB
+    assert first_part_size(1024 * MIB, None, local=True) == 64 * MIB
+    assert first_part_size(1024 * MIB, PART, local=True) == PART
 
 
 @given(st.integers(1, 64 * MIB))

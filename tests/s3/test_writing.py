@@ -195,13 +195,13 @@ def test_expected_size(server: LocalS3, folder: str, proxy: FaultProxy) -> None:
         assert fs.cat_file(f"{folder}/object") == data
 
 
-@pytest.mark.parametrize(("copied", "sent"), [(0, [32, 8]), (MIB, [32, 9]), (17 * MIB, [16, 16, 16, 9])])
+@pytest.mark.parametrize(("copied", "sent"), [(0, [64, 6]), (MIB, [64, 7]), (17 * MIB, [16, 16, 16, 16, 16, 7])])
 def test_parts_of_a_large_object(server: LocalS3, folder: str, proxy: FaultProxy, copied: int, sent: list[int]) -> None:
-    """A near store gets larger parts of memory that need not be copied; all have one size."""
+    """A store in the same network gets larger parts of memory that need not be copied; all have one size."""
     fs = through(proxy, server)
     fs.connect()
     fs.transfer.slots.answered(0.001)  # fast, however busy this machine is
-    data = memoryview(bytearray(DATA * 4)[: 40 * MIB])
+    data = memoryview(bytearray(DATA * 5)[: 70 * MIB])
     with fs.open(f"{folder}/object", "wb") as file:
         file.expect_size(1024 * MIB)
         file.write(data[:copied])

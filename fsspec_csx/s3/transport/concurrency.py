@@ -28,7 +28,7 @@ MAX_REQUESTS = 128
 
 _FAR, _FAR_OF_A_PROCESSOR = 64, 32  # the first number for a far store, and its most for each processor
 _FAR_SECONDS = 0.01  # a store is far if the fastest of its first answers takes this long
-_NEAR_SECONDS = 0.005  # one answer this fast shows that it is near; S3 in one's region seldom takes less
+_NEAR_SECONDS, _LOCAL_SECONDS = 0.005, 0.002  # one answer this fast shows that it is near, or in the same network
 _ANSWERS = 2  # how many answers decide that
 
 _GROWTH = 0.25  # by how much a trial that doubles the number must raise the throughput; in proportion if it adds less
@@ -194,7 +194,7 @@ class RequestSlots:
         self._begin_round(time.monotonic())
 
     def allow(self, most: int) -> None:
-        """Raise the most that the limit can become to at least ``most``."""
+        """Raise the most that ``limit`` can become to at least ``most``."""
         with self._lock:
             self._limit.most = max(self._limit.most, most)
 
@@ -230,6 +230,11 @@ class RequestSlots:
     def is_near(self) -> bool:
         """Whether answers have shown that the store is not far."""
         return self._limit.is_near
+
+    @property
+    def is_local(self) -> bool:
+        """Whether an answer came so fast that the store is in the same network: one faster than S3's."""
+        return self._limit._fastest < _LOCAL_SECONDS
 
     @property
     def exceeded(self) -> bool:
@@ -333,11 +338,9 @@ _of_endpoints: dict[str, RequestSlots] = {}
 
 
 def slots_for(endpoint: str, most: int) -> RequestSlots:
-    """Return the turns of this process at an endpoint; a forked process gets new ones.
+    """Return the turns of this process at the URL of an endpoint; a forked process gets new ones.
 
-    Args:
-        endpoint: its URL.
-        most: the most requests in flight of the caller; the limit of all together is the largest such number.
+    The limit of all callers together is the largest number ``most`` of any of them.
     """
     slots = _of_endpoints.setdefault(endpoint, RequestSlots())
     slots.allow(most)
