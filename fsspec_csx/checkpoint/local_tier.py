@@ -125,7 +125,7 @@ class LocalTier:
         return {self.uploading, *(name for save, name in self._outstanding.copy().items() if not save.done())}
 
     def _others(self) -> dict[SaveFuture, str]:
-        """Return the saves in flight, except those that the current signal handler interrupts: they cannot go on."""
+        """Return the saves in flight, except those that the current signal handler interrupts: they cannot continue."""
         own = threading.get_ident()
         return {save: name for save, name in self._outstanding.copy().items() if save.waiting_thread != own}
 

@@ -97,7 +97,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         return super().loop
 
     def _follow_loop(self) -> None:
-        """Connect anew if the event loop of the client is over: ``asyncio.run`` makes one for each call."""
+        """Connect again if the event loop of the client is closed: ``asyncio.run`` creates one for each call."""
         former = None if self._s3 is None else self.transfer.loop
         if former is None or former is asyncio.get_running_loop():
             return

@@ -41,7 +41,7 @@ def pieces(
     fits: Callable[..., bool],
     dim: Callable[[torch.Tensor], int] = first_dim,
 ) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield parts of tensors of one shape, halved alike until each part fits or has one element.
+    """Yield the same parts of several tensors of one shape, halved until each part fits or has one element.
 
     Args:
         fits: whether parts of all tensors need not be divided.
@@ -88,7 +88,7 @@ def has_gaps(tensor: torch.Tensor) -> bool:
 
 
 def on_bytes(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
-    """Return a tensor that stands for bytes of a file on these bytes."""
+    """Return a tensor with the layout of another, and these bytes as its memory."""
     made = data.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
     made = made.conj() if tensor.is_conj() else made
     return torch_compat.neg_view(made) if tensor.is_neg() else made

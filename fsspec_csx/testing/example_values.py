@@ -27,9 +27,9 @@ class Subclass(torch.Tensor):
     """A tensor of a user's own class."""
 
 
-def of_dtype(dtype: torch.dtype, count: int = 4) -> torch.Tensor:
-    """Return a tensor of a dtype with arbitrary bytes."""
-    data = torch.arange(count * dtype.itemsize, dtype=torch.uint8)
+def of_dtype(dtype: torch.dtype) -> torch.Tensor:
+    """Return a tensor of four elements of a dtype, with arbitrary bytes."""
+    data = torch.arange(4 * dtype.itemsize, dtype=torch.uint8)
     return (data % 2 if dtype == torch.bool else data).view(dtype)
 
 

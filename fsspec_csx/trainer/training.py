@@ -45,7 +45,7 @@ def deferred_sigterm() -> Iterator[list[int]]:
         if not terminated:
             raise
         logger.error("SIGTERM: the process exits after an error of the training.", exc_info=error)
-        raise SystemExit(_TERMINATED) from error  # which a program that goes on after errors does not catch
+        raise SystemExit(_TERMINATED) from error  # which a program that continues after errors does not catch
     (ended,) = processes.any_process(bool(terminated))
     if ended:  # after the last step
         sys.exit(_TERMINATED)

@@ -39,7 +39,7 @@ def frame(dtype: torch.dtype, shape: Sequence[int]) -> Frame | None:
     layout = plan_archive(Pickled(tensor)) if tensor.nbytes else None
     if layout is None:
         return None
-    before, after = _around(layout, 0)
+    before, after = _around(layout)
     return Frame(before, _Ending(after, layout.nbytes), layout.nbytes)
 
 
@@ -83,13 +83,13 @@ class _Ending:
         )
 
 
-def _around(layout: Layout, crc: int) -> tuple[bytes, bytes]:
-    """Return the parts of an archive before and behind the bytes of its only storage."""
+def _around(layout: Layout) -> tuple[bytes, bytes]:
+    """Return the parts of an archive before and behind the bytes of its only storage, as if their CRC-32 were 0."""
     parts = [bytearray()]
 
     def fill(storage: torch.UntypedStorage) -> int:
         parts.append(bytearray())
-        return crc
+        return 0
 
     layout.write_around(lambda data: parts[-1].extend(data), fill)
     return bytes(parts[0]), bytes(parts[1])
