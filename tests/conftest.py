@@ -228,6 +228,13 @@ def bucket(fs: CSXFileSystem, unused_buckets: list[str]) -> str:
 
 
 @pytest.fixture
+def path(fs: CSXFileSystem, bucket: str) -> str:
+    """An object that holds b'old'."""
+    fs.pipe_file(f"{bucket}/object", b"old")
+    return f"{bucket}/object"
+
+
+@pytest.fixture
 def moto_store(moto: str) -> Store:
     """A bucket of the test's own on moto, which keeps every key as it is."""
     return Store({"key": "key", "secret": "secret", "endpoint_url": moto}, keeps_all_keys=True)

@@ -28,13 +28,6 @@ DATA = os.urandom(3 * BLOCK + 17)
 SIZES = [0, 3, BLOCK, len(DATA)]
 
 
-@pytest.fixture
-def path(fs: CSXFileSystem, bucket: str) -> str:
-    """An object that holds b'old'."""
-    fs.pipe_file(f"{bucket}/object", b"old")
-    return f"{bucket}/object"
-
-
 def run(server: LocalS3, work: Callable[[CSXFileSystem], Awaitable[Any]], **options: Any) -> Any:
     """Run a coroutine function with a filesystem of its event loop."""
 

@@ -161,13 +161,6 @@ def write(open_file: Open) -> Any:
 
 
 @pytest.fixture
-def path(fs: CSXFileSystem, bucket: str) -> str:
-    """An object that holds b'old'."""
-    fs.pipe_file(f"{bucket}/object", b"old")
-    return f"{bucket}/object"
-
-
-@pytest.fixture
 def open_file(fs: CSXFileSystem, path: str) -> Open:
     """Opens the object for writing."""
     return lambda: fs.open(path, "wb")

@@ -128,19 +128,23 @@ def test_redirect_by_region(endpoint: Listener, elsewhere: Listener, operation: 
     assert not elsewhere.heard
 
 
-def test_redirect_of_what_gives_credentials(
-    endpoint: Listener, elsewhere: Listener, aws_files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The token that a role is asked for with goes to the endpoint that was named alone."""
+@pytest.fixture
+def pod(endpoint: Listener, elsewhere: Listener, aws_files: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The token of a pod that may assume a role, at an endpoint that redirects."""
     (aws_files / "token").write_text("the-token-of-the-pod")
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(aws_files / "token"))
     monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/trainer")
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint.url)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
     endpoint.answer = sending_on(307, elsewhere, b"")
+    return "the-token-of-the-pod"
+
+
+def test_redirect_of_what_gives_credentials(endpoint: Listener, elsewhere: Listener, pod: str) -> None:
+    """The token that a role is asked for with goes to the endpoint that was named alone."""
     with pytest.raises(PermissionError, match="gives no credentials"):
         fsspec.filesystem("s3", skip_instance_cache=True).ls("bucket")
-    assert any(b"the-token-of-the-pod" in one.body for one in endpoint.heard)
+    assert any(pod.encode() in one.body for one in endpoint.heard)
     assert not elsewhere.heard
 
 
@@ -206,18 +210,12 @@ def test_redirect_of_an_instance_that_tells_its_region(
 
 
 def test_redirect_of_a_session_of_the_caller_that_asks_for_a_role(
-    endpoint: Listener, elsewhere: Listener, aws_files: Path, monkeypatch: pytest.MonkeyPatch
+    endpoint: Listener, elsewhere: Listener, pod: str
 ) -> None:
     """The token of a pod stays with the endpoint also where the call brings the session along."""
-    (aws_files / "token").write_text("the-token-of-the-pod")
-    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(aws_files / "token"))
-    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/trainer")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint.url)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
-    endpoint.answer = sending_on(307, elsewhere, b"")
     session = AioSession()
     for _ in range(2):
         with pytest.raises(PermissionError, match="gives no credentials"):
             fsspec.filesystem("s3", session=session, skip_instance_cache=True).ls("bucket")
-    assert any(b"the-token-of-the-pod" in one.body for one in endpoint.heard)
+    assert any(pod.encode() in one.body for one in endpoint.heard)
     assert not elsewhere.heard

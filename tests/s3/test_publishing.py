@@ -37,13 +37,6 @@ LEAVING = [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError
 SILENT = (SystemExit, GeneratorExit)  # Python shows them to nobody
 
 
-@pytest.fixture
-def path(fs: CSXFileSystem, bucket: str) -> str:
-    """An object that holds b'old'."""
-    fs.pipe_file(f"{bucket}/object", b"old")
-    return f"{bucket}/object"
-
-
 Opener = Callable[[CSXFileSystem, str, LocalS3], object]
 OPENERS: dict[str, Opener] = {
     "fsspec.open": lambda fs, path, server: fsspec.open(
