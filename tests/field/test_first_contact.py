@@ -1,4 +1,4 @@
-"""The first contact with a server that is just starting, takes no connections, or lacks the bucket."""
+"""The first contact with a server that is just starting, takes no connections, has moved, or lacks the bucket."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -141,6 +142,30 @@ def test_slow_answer_is_no_slow_connection(server: LocalS3, fs: CSXFileSystem, b
         proxy.faults = [Fault(times=100, when=lambda request: request.method in ("GET", "PUT"), rate=1_500_000)]
         far.pipe_file(f"{bucket}/key", data)
         assert far.cat_file(f"{bucket}/key") == data
+
+
+def test_server_that_moves(server: LocalS3, fs: CSXFileSystem, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a server has another address under the same name, requests of every kind go there."""
+    resolve, addresses = socket.getaddrinfo, ["127.0.0.1", "127.0.0.2"]
+
+    def look_up(host: str, *args: Any, **options: Any) -> Any:
+        return resolve(addresses[0] if host == "s3.test" else host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with socket.create_server(("127.0.0.1", 0)) as former:
+        port = former.getsockname()[1]
+        options = {**server.storage_options(), "endpoint_url": f"http://s3.test:{port}", "use_listings_cache": False}
+        moving = fsspec.filesystem("s3", **options, skip_instance_cache=True)
+        with listening_later(server, former, 0):
+            moving.pipe_file(f"{bucket}/key", b"data")
+            assert moving.cat_file(f"{bucket}/key") == b"data"
+            assert moving.ls(bucket) == [f"{bucket}/key"]
+    del addresses[0]
+    with socket.create_server(("127.0.0.2", port)) as latter, listening_later(server, latter, 0):
+        assert moving.ls(bucket) == [f"{bucket}/key"]
+        assert moving.cat_file(f"{bucket}/key") == b"data"
+        moving.pipe_file(f"{bucket}/key", b"new")
+    assert fs.cat_file(f"{bucket}/key") == b"new"
 
 
 def test_missing_bucket_at_a_head(fs: CSXFileSystem, bucket: str, new_bucket: str) -> None:

@@ -42,6 +42,8 @@ class BoundedHTTPSession(AIOHTTPSession):  # type: ignore[misc]
             raise UntrustedCertificateError(msg, "Unset AWS_CA_BUNDLE, or name a file of certificates.")
         for url in filter(None, (proxies or {}).values()):
             check_proxy(url)
+        # aiohttp would keep an address for ten seconds, which is longer than the retries after the server has moved.
+        options["connector_args"] = {"ttl_dns_cache": 1, **(options.get("connector_args") or {})}
         super().__init__(verify=verify, proxies=proxies, **options)
         self._plain: AIOHTTPSession | None = None
         if verify and not proxies:
