@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fsspec_csx.errors import CheckpointError, InvalidCheckpointError
+from fsspec_csx.errors import CSXError, InvalidCheckpointError
 
 AGAIN = "Save it again, or copy it again from an intact copy."
 """The remedy for a damaged or incomplete checkpoint."""
@@ -21,7 +21,7 @@ def wrong_checksum(name: str, what: str) -> InvalidCheckpointError:
     return damaged(name, f"{CHECKSUM} {what} is wrong")
 
 
-def damage_of(error: CheckpointError, name: str) -> str:
-    """Return the reason of an error as a sentence without a full stop."""
-    reason = error.reason.rstrip(".")
+def damage_of(error: CSXError, name: str) -> str:
+    """Return the damage that an error describes, as a sentence without a full stop."""
+    reason = error.reason.rstrip(".").removeprefix(f"{name} is damaged: ")
     return f"it{reason.removeprefix(name)}" if reason.startswith(f"{name} ") else reason

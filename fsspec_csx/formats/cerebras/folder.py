@@ -13,8 +13,9 @@ from fsspec import AbstractFileSystem
 
 from fsspec_csx.errors import CheckpointError, InvalidCheckpointError
 from fsspec_csx.formats.cerebras.leaf import Leaf, TensorLeaf, UnreadValue
-from fsspec_csx.formats.cerebras.metadata import LARGEST, NAME, damaged, decoded, is_safe, own_entry
+from fsspec_csx.formats.cerebras.metadata import LARGEST, NAME, decoded, is_safe, own_entry
 from fsspec_csx.formats.cerebras.source import CerebrasSource, LeafSpan
+from fsspec_csx.formats.damage import damaged
 from fsspec_csx.storage.files import file_size, file_state, open_file
 from fsspec_csx.storage.folder import Folder
 from fsspec_csx.storage.threads import run_in_threads
@@ -85,7 +86,7 @@ class FolderSource(CerebrasSource):
     def _followed(self, leaf: TensorLeaf) -> Leaf:
         path, key = leaf.elsewhere or ("", "")
         fs = self._folder.fs
-        if fs is None or not path.startswith("s3://") or not is_s3(fs):
+        if fs is None or not path.startswith("s3://") or not has_s3_protocol(fs):
             return super()._followed(leaf)
         there = fs._strip_protocol(path)
         if there not in self._others:
@@ -165,7 +166,7 @@ class FolderSource(CerebrasSource):
         return sizes
 
 
-def is_s3(fs: AbstractFileSystem) -> bool:
+def has_s3_protocol(fs: AbstractFileSystem) -> bool:
     """Return whether a filesystem is S3, of any package."""
     return "s3" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
 

@@ -17,7 +17,6 @@ from fsspec_csx.formats.cerebras import folder as cerebras_folder
 from fsspec_csx.formats.cerebras import hdf5
 from fsspec_csx.formats.cerebras import source as cerebras_source
 from fsspec_csx.formats.cerebras.leaf import UnreadValue
-from fsspec_csx.formats.cerebras.metadata import damage
 from fsspec_csx.formats.cerebras.source import CerebrasSource, LeafSpan
 from fsspec_csx.formats.cerebras.writer import CerebrasWriter
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
@@ -136,7 +135,7 @@ def _failing(source: CerebrasSource, name: str, read: Callable[[], object]) -> d
     try:
         read()
     except (InvalidCheckpointError, ChecksumError) as error:
-        return {name: damage(error, source.name)}
+        return {name: damage_of(error, source.name)}
     return {}
 
 

@@ -12,9 +12,9 @@ from typing import Any
 from fsspec_csx.errors import InvalidCheckpointError
 from fsspec_csx.formats.cerebras import leaf as cerebras_leaf
 from fsspec_csx.formats.cerebras.leaf import MOST_PACKED, Leaf, TensorLeaf, UnreadValue
-from fsspec_csx.formats.cerebras.metadata import LEAF, damaged
+from fsspec_csx.formats.cerebras.metadata import LEAF
 from fsspec_csx.formats.cerebras.source import CerebrasSource, LeafSpan
-from fsspec_csx.formats.damage import AGAIN
+from fsspec_csx.formats.damage import AGAIN, damaged
 from fsspec_csx.tensors.names import quoted
 from fsspec_csx.tensors.source import Source
 

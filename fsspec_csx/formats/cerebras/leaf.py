@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from fsspec_csx.formats.cerebras.metadata import LEAF, damaged
+from fsspec_csx.formats.cerebras.metadata import LEAF
+from fsspec_csx.formats.damage import damaged
 from fsspec_csx.tensors.names import quoted
 
 _NAMES = ["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "bfloat16"]

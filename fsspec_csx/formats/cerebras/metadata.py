@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from fsspec_csx.errors import CSXError, InvalidCheckpointError, UnsafeCheckpointError, few
-from fsspec_csx.formats.damage import AGAIN
+from fsspec_csx.formats.damage import damaged
 from fsspec_csx.formats.registry import manifests
 
 NAME = "__METADATA__"
@@ -126,20 +126,6 @@ def own_entry(metadata: dict[str, Any], name: str, kind: type) -> Any:
     except (ValueError, TypeError, AttributeError, RecursionError):
         found = None
     return found if isinstance(found, kind) else kind()
-
-
-def damaged(name: str, what: str) -> InvalidCheckpointError:
-    """Return the error for an invalid Cerebras checkpoint."""
-    return InvalidCheckpointError(f"{_damaged(name)}{what}.", AGAIN)
-
-
-def damage(error: CSXError, name: str) -> str:
-    """Return the damage that an error describes, without a full stop."""
-    return error.reason.removeprefix(_damaged(name)).rstrip(".")
-
-
-def _damaged(name: str) -> str:
-    return f"{name} is a damaged Cerebras checkpoint: "
 
 
 def is_safe(key: str) -> bool:

@@ -18,9 +18,10 @@ from fsspec_csx.formats import check_little_endian
 from fsspec_csx.formats.cerebras import leaf as cerebras_leaf
 from fsspec_csx.formats.cerebras import tree as cerebras_tree
 from fsspec_csx.formats.cerebras.leaf import Alias, ConstantLeaf, Leaf, TensorLeaf, UnreadValue, Value
-from fsspec_csx.formats.cerebras.metadata import LEAF, LITTLE_ENDIAN, SUCCESS, damaged
+from fsspec_csx.formats.cerebras.metadata import LEAF, LITTLE_ENDIAN, SUCCESS
 from fsspec_csx.formats.cerebras.tree import Tree
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo, TensorInfo
+from fsspec_csx.formats.damage import damaged
 from fsspec_csx.tensors import names
 from fsspec_csx.tensors.crc32 import crc32_of
 from fsspec_csx.tensors.lazy_object import LazyObject, Record

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from fsspec_csx.errors import CheckpointError
-from fsspec_csx.formats.cerebras.metadata import damaged
+from fsspec_csx.formats.damage import damaged
 from fsspec_csx.tensors.names import below
 
 DEPTH = 100

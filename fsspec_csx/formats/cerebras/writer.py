@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from fsspec_csx.formats import check_little_endian
 from fsspec_csx.formats.cerebras import metadata as cerebras_metadata
 from fsspec_csx.formats.cerebras import tree as cerebras_tree
-from fsspec_csx.formats.cerebras.folder import is_s3
+from fsspec_csx.formats.cerebras.folder import has_s3_protocol
 from fsspec_csx.formats.cerebras.layout import LAYOUT
 from fsspec_csx.formats.cerebras.metadata import LEAF, NAME, OWN, SUCCESS, is_safe
 from fsspec_csx.formats.folder_layout import OwnFiles
@@ -246,7 +246,7 @@ class CerebrasWriter(CheckpointWriter):
 
 def check_place(fs: AbstractFileSystem | None, name: str) -> None:
     """Raise a ValueError for filesystems other than S3."""
-    if fs is None or not is_s3(fs):
+    if fs is None or not has_s3_protocol(fs):
         msg = f"Cerebras checkpoints can be written only to S3, and {name} is not on S3. Leave out format='cerebras'."
         raise ValueError(msg)
 
