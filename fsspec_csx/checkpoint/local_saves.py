@@ -19,7 +19,7 @@ from fsspec_csx.errors import ChecksumError, text_of
 from fsspec_csx.formats import registry
 from fsspec_csx.formats.writer import CheckpointWriter, FileWriter, Target
 from fsspec_csx.storage.atomic import atomic_write
-from fsspec_csx.storage.files import chunks, resolve_path, unwrap_filesystem
+from fsspec_csx.storage.files import chunks, is_csx, resolve_path, unwrap_filesystem
 from fsspec_csx.storage.owned_files import digest
 from fsspec_csx.storage.paths import checkpoint_path, redacted
 from fsspec_csx.storage.progress import AdvanceCallback
@@ -236,7 +236,7 @@ class Upload(CheckpointWriter):
 
 def _upload(path: str, target: Target, advance: Callable[[int], object], commit: Callable[[], object]) -> None:
     fs, inner, caches = unwrap_filesystem(target.fs, target.path)
-    if hasattr(fs, "take_file") and not caches:  # S3
+    if is_csx(fs) and not caches:
         fs.put_file(path, inner, resumable=True, ready=commit, callback=AdvanceCallback(advance))
         return
     with open(path, "rb") as file, atomic_write(target.fs, target.path) as written:

@@ -24,7 +24,7 @@ from fsspec_csx.errors import ChecksumError
 from fsspec_csx.formats.writer import FileWriter, Target
 from fsspec_csx.s3.transport.checksum import CRC64NVME
 from fsspec_csx.storage.atomic import atomic_write
-from fsspec_csx.storage.files import file_state, unwrap_filesystem
+from fsspec_csx.storage.files import file_state, is_csx, unwrap_filesystem
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -259,7 +259,7 @@ def _remote_state(target: Target) -> dict[str, Any] | None:
     """Return the size and the version, such as the ETag, of a remote file; None if it does not exist."""
     fs, path, _ = unwrap_filesystem(target.fs, target.path)
     try:
-        if not hasattr(fs, "object_metadata"):
+        if not is_csx(fs):
             return {key: value if key == "size" else str(value) for key, value in file_state(fs, path).items()}
         found = fs.object_metadata(path)
     except FileNotFoundError:

@@ -17,6 +17,7 @@ from fsspec_csx.manage import delete as manage_delete
 from fsspec_csx.manage.directory import Directory, File
 from fsspec_csx.s3.upload_journal import all_journals
 from fsspec_csx.storage.atomic import is_temporary
+from fsspec_csx.storage.files import is_csx
 
 DAY = timedelta(days=1)
 
@@ -141,7 +142,7 @@ def _leftover(kind: str, root: Directory, name: str, files: Sequence[File]) -> I
 
 def _journals(root: Directory) -> Iterator[Leftover]:
     """Yield the local journals of interrupted uploads to paths below the root."""
-    if not s3.is_csx(root.fs):
+    if not is_csx(root.fs):
         return
     root.fs.connect()
     top = f"{root.fs._endpoint} {root.path.rstrip('/')}"

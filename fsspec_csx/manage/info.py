@@ -9,9 +9,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from fsspec_csx.formats.checkpoint_info import CheckpointInfo
-from fsspec_csx.manage import contents, s3
+from fsspec_csx.manage import contents
 from fsspec_csx.manage.directory import Directory, File, file_from_info
 from fsspec_csx.manage.location import Location
+from fsspec_csx.storage.files import is_csx
 from fsspec_csx.storage.paths import redacted
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _details(place: Location) -> Mapping[str, Any]:
 
 
 def _identity_of(fs: Any) -> tuple[str | None, str | None, str | None]:
-    if not s3.is_csx(fs):
+    if not is_csx(fs):
         return None, None, None
     identity = str(fs._identity)
     profile = fs.session.get_config_variable("profile") or "default" if identity.startswith("profile ") else None

@@ -15,11 +15,11 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec_csx.errors import CheckpointPathError
 from fsspec_csx.manage import contents
 from fsspec_csx.manage.directory import Directory, explain_missing, strip_slashes
-from fsspec_csx.manage.s3 import is_csx
 from fsspec_csx.storage.atomic import is_temporary
 from fsspec_csx.storage.files import (
     file_state,
     invalidate_listings,
+    is_csx,
     open_file,
     path_exists,
     resolve_path,

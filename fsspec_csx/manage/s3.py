@@ -41,11 +41,6 @@ def is_s3(fs: Any) -> bool:
     return hasattr(fs, "call_s3")
 
 
-def is_csx(fs: Any) -> bool:
-    """Return whether a filesystem is the one of this package; it is not imported, as that is slow."""
-    return hasattr(fs, "take_file")
-
-
 def lists_in_order(fs: Any, path: str) -> bool:
     """Return whether a path is on S3, in a bucket that lists objects sorted by key."""
     return is_s3(fs) and not is_directory_bucket(fs.split_path(path)[0])

@@ -204,7 +204,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         try:
             session.get_scoped_config()  # raises for an unknown profile now, not while the client is created
         except boto.BotoCoreError as error:
-            credentials.raise_explained(error, session)
+            credentials.raise_search_error(error, session)
         if self.anon:
             self._identity = "anonymous access"
         elif explicit := self.key or self.client_kwargs.get("aws_access_key_id"):

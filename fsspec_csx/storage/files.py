@@ -50,6 +50,11 @@ def unwrap_filesystem(fs: Any, path: str) -> tuple[Any, str, list[tuple[Any, str
         fs = fs.fs
 
 
+def is_csx(fs: Any) -> bool:
+    """Return whether a filesystem is the S3 filesystem of this package, which is not imported, as that is slow."""
+    return hasattr(fs, "take_file")
+
+
 def path_exists(fs: fsspec.AbstractFileSystem | None, path: str) -> bool:
     """Return whether a path exists; a local link counts even if its target is missing."""
     if fs is None:

@@ -159,10 +159,10 @@ def _mapped_errors(session: Session) -> Iterator[None]:
     except errors.CSXError:
         raise
     except Exception as error:
-        raise_explained(error, session)
+        raise_search_error(error, session)
 
 
-def raise_explained(error: Exception, session: Session) -> NoReturn:
+def raise_search_error(error: Exception, session: Session) -> NoReturn:
     """Raise this package's error for a failed search for credentials; chain the original unless it shows a secret."""
     raise _explained(error, session) from (error if redact(str(error)) == str(error) else None)
 
