@@ -324,8 +324,9 @@ class CSXFile(ReadFile):
             self.fs.aborting.add(future)
             future.add_done_callback(self.fs.aborting.discard)
             return
+        future.wait_for_cleanup(seconds)
         try:
-            future.result(seconds)
+            future.result(0)
         except Exception as error:  # the first error must not be hidden
             logger.warning("The unfinished upload to s3://%s could not be aborted: %s", self.path, text_of(error))
 

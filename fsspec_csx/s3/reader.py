@@ -346,5 +346,5 @@ class ReadFile(S3File):  # type: ignore[misc]
 
         return request
 
-    def _start(self, coroutine: Any) -> Future[Any]:
+    def _start(self, coroutine: Any) -> Work:
         return submit(self.fs.loop, coroutine)

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import gzip
 import itertools
+import os
 import signal
 import subprocess
 import threading
@@ -19,6 +20,7 @@ import pytest
 from commands import running
 from ctrl_c import ctrl_c
 from forked import python
+from proxy import Fault, fault_proxy
 from stores import uploads
 from thinning import thinned
 
@@ -170,6 +172,32 @@ with fsspec.open("s3://{path}", "wb", default_block_size={BLOCK}) as file:
     assert "KeyboardInterrupt" in errors
     assert uploads(fs, path.split("/")[0]) == 0
     assert fs.cat_file(path) == b"old"
+
+
+WRITES = {
+    "pipe_file": f"fs.pipe_file(path, bytes({3 * BLOCK}), chunksize={BLOCK})",
+    "file": f"with fs.open(path, 'wb', block_size={BLOCK}) as file: file.write(bytes({3 * BLOCK}))",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", WRITES)
+def test_second_ctrl_c(environment: LocalS3, path: str, write: str) -> None:
+    """While the server does not say whether it created an upload, a message says that a second Ctrl-C ends the wait."""
+    asked = threading.Event()
+    code = f"import fsspec\nfs, path = fsspec.filesystem('s3'), {path!r}\nfs.exists(path)\n{WRITES[write]}"
+    with fault_proxy(environment.endpoint_url) as proxy:
+        proxy.faults = [Fault("POST", query="uploads", before=asked.set, delay=300)]
+        variables = {**os.environ, "AWS_ENDPOINT_URL_S3": proxy.url}
+        with running([*python(), "-c", code], stderr=subprocess.PIPE, text=True, env=variables) as writer:
+            assert asked.wait(100)
+            writer.send_signal(signal.SIGINT)
+            assert writer.stderr is not None
+            assert "Ctrl-C ends the wait" in writer.stderr.readline()
+            writer.send_signal(signal.SIGINT)
+            _, errors = writer.communicate(timeout=100)
+    assert "KeyboardInterrupt" in errors
+    assert "Ctrl-C ends the wait" not in errors
 
 
 @pytest.mark.parametrize("number", range(2))

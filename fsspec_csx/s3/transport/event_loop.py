@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent import futures
 from concurrent.futures import CancelledError, Future, wait
@@ -13,10 +14,13 @@ from fsspec.exceptions import FSTimeoutError
 from fsspec_csx.s3.transport.call_scope import Scope, wait_for_threads, within
 from fsspec_csx.storage.threads import wait_for
 
+logger = logging.getLogger("fsspec_csx")
+
 T = TypeVar("T")
 LOOP_CLOSED = "The event loop of this filesystem was closed. Make another filesystem, for a loop that runs."
 # How long cancelled work may take to end: it aborts its upload, and the event loop may be busy.
 _END_SECONDS = 30.0
+_SILENT_SECONDS = 2.0
 
 
 class CarriedExit(BaseException):
@@ -131,9 +135,19 @@ class Work(Future[Any]):
         try:
             self.cancel()
             if not self.cancelled():
-                wait([self], _END_SECONDS)
+                self.wait_for_cleanup()
         finally:
             wait_for_threads(bodies)
+
+    def wait_for_cleanup(self, seconds: float = _END_SECONDS) -> None:
+        """Wait until the work has cleaned up; if the server does not answer, log how to end the wait."""
+        if wait([self], min(seconds, _SILENT_SECONDS)).not_done:
+            logger.warning(
+                "The server does not answer, so aborting may take %g s. Ctrl-C ends the wait; 'cszoo checkpoint gc' "
+                "removes an upload that is left.",
+                seconds,
+            )
+            wait([self], seconds)
 
 
 def submit(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]) -> Work:
