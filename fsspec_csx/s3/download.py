@@ -6,8 +6,9 @@ Whole objects are verified by the server's checksum, if there is one.
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
@@ -30,7 +31,7 @@ from fsspec_csx.s3.resumable_download import resume
 from fsspec_csx.s3.transport.byte_range import FileRange, RangeRequest
 from fsspec_csx.s3.transport.call_scope import scope
 from fsspec_csx.s3.transport.checksum import matches
-from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce
+from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, coalesce, first_share
 from fsspec_csx.s3.transport.threads import in_thread
 from fsspec_csx.storage.atomic import atomic_local_write, write_at
 
@@ -95,19 +96,70 @@ async def _read_range(fs: Any, path: str, found: PinnedObject, start: int, end: 
 async def read_whole(fs: Any, found: PinnedObject, head: FirstBytes | None = None) -> bytes:
     """Return the bytes of an object; ``head`` holds its first bytes, if they were read before."""
     await fs.set_session()
-    head = head or FirstBytes(found)
+    first, target = head or FirstBytes(found, fs.request_size), None
+
+    def plan(total: int) -> list[RangeRequest]:
+        nonlocal target
+        if total == first.length:
+            return []
+        target = BytesBuffer(total, found)
+        rest = (first.length, target.memory[first.length :])
+        return coalesce([rest], fs.request_size(total), checksum_function(first))
+
     try:
-        await _begin(fs, found, head)
-        return await _read_rest(fs, found, head)
+        total, ranges = await _fetch_whole(fs, found, first, plan)
+        verify_checksum(found, first, first.memory, ranges)
+        if target is None:
+            return first.value()
+        target.memory[: first.length] = first.memory
+        return target.getvalue(total)
     finally:
-        head.forget()  # an exception's traceback may keep it alive
+        first.forget()  # an exception's traceback may keep it alive
 
 
-async def _begin(fs: Any, found: PinnedObject, head: FirstBytes) -> None:
-    """Read the first bytes of an object, unless they were read before."""
-    if not head.filled:
-        await fs.transfer.fetch(found.get, [head])
-    found.etag = found.etag or head.etag
+async def _fetch_whole(
+    fs: Any,
+    found: PinnedObject,
+    first: RangeRequest,
+    plan: Callable[[int], list[RangeRequest]],
+    store: Callable[[], Awaitable[object]] | None = None,
+    advance: Callable[[int], object] = lambda count: None,
+) -> tuple[int, list[RangeRequest]]:
+    """Fetch an object: its other bytes as soon as the response for the first ones has begun, which gives its size.
+
+    Args:
+        first: the request for the first bytes; it may have been made before.
+        plan: returns the requests for the other bytes, given the object's size; there may be none.
+        store: called when the first bytes have arrived.
+        advance: called on the event loop with the length of each of the other requests that has ended.
+
+    Returns:
+        The object's size in bytes, and the other requests.
+    """
+    scope().join()
+    loop, sized = asyncio.get_running_loop(), asyncio.Event()
+    first.announce = lambda: loop.call_soon_threadsafe(sized.set)
+    total, ranges, state = 0, list[RangeRequest](), (first.etag, first.end)
+
+    async def fetch_first() -> None:
+        if not first.filled:
+            await fs.transfer.fetch(found.get, [first])
+        if store is not None:
+            await store()
+        sized.set()
+
+    async def fetch_others() -> None:
+        nonlocal total, ranges, state
+        await sized.wait()
+        found.etag, state = found.etag or first.etag, (first.etag, first.end)
+        total = await _size(fs, found, first)
+        ranges = plan(total)
+        await fs.transfer.fetch(found.get, ranges, advance)
+
+    await gather_or_cancel([fetch_first(), fetch_others()])
+    if state != (first.etag, first.end):  # by a second attempt, after the others had begun
+        raise FileExpired(str(found), found.etag)
+    return total, ranges
 
 
 async def _size(fs: Any, found: PinnedObject, head: RangeRequest) -> int:
@@ -118,20 +170,6 @@ async def _size(fs: Any, found: PinnedObject, head: RangeRequest) -> int:
     if info["ETag"] != found.etag or info["size"] < head.length:
         raise FileExpired(str(found), found.etag)
     return int(info["size"])
-
-
-async def _read_rest(fs: Any, found: PinnedObject, head: FirstBytes) -> bytes:
-    if not head.cut_off:
-        verify_checksum(found, head, head.memory, [])
-        return head.value()
-    total = await _size(fs, found, head)
-    with BytesBuffer(total, found) as target:
-        target.memory[: head.length] = head.memory
-        rest = (head.length, target.memory[head.length :])
-        ranges = coalesce([rest], fs.request_size(total), checksum_function(head))
-        await fs.transfer.fetch(found.get, ranges)
-        verify_checksum(found, head, head.memory, ranges)
-        return target.getvalue(total)
 
 
 async def get_file(
@@ -169,7 +207,8 @@ async def get_file(
     lpath, exclusive = os.path.realpath(lpath), mode == "create"  # links to folders may change during a download
     if resumable and await resume(fs, rpath, version_id, lpath, callback, exclusive=exclusive):
         return
-    heads = [FirstBytes(rpath), head or FirstBytes(rpath)]  # the last is for the first try
+    # The last is for the first try.
+    heads = [FirstBytes(rpath, fs.request_size), head or FirstBytes(rpath, fs.request_size)]
     with atomic_local_write(lpath, exclusive=exclusive) as descriptor:
         await retry_if_changed(
             lambda: _fetch(fs, PinnedObject(fs, rpath, version_id), descriptor, heads.pop(), callback)
@@ -178,20 +217,25 @@ async def get_file(
 
 async def _fetch(fs: Any, found: PinnedObject, descriptor: int, head: FirstBytes, callback: Callback) -> None:
     """Write an object to an open file."""
-    try:
-        await _begin(fs, found, head)
+
+    def plan(total: int) -> list[RangeRequest]:
+        callback.set_size(total)
+        callback.absolute_update(0)
+        part = fs.request_size(total)
+        return [
+            FileRange(descriptor, start, min(part, total - start), check=checksum_function(head))
+            for start in range(head.length, total, part)
+        ]
+
+    async def store() -> None:
         await in_thread(write_at, descriptor, head.memory, 0)
+        head.forget()
+
+    try:
+        total, ranges = await _fetch_whole(fs, found, head, plan, store, callback.relative_update)
     finally:
         head.forget()
-    total = await _size(fs, found, head)
-    callback.set_size(total)
-    callback.absolute_update(head.length)
-    part = fs.request_size(total)
-    ranges = [
-        FileRange(descriptor, start, min(part, total - start), check=checksum_function(head))
-        for start in range(head.length, total, part)
-    ]
-    await fs.transfer.fetch(found.get, ranges, callback.relative_update)
+    callback.relative_update(head.length)
     os.ftruncate(descriptor, total)  # a former state of the object may have been longer
     verify_checksum(found, head, memoryview(os.pread(descriptor, head.length, 0)), ranges)
 
@@ -254,21 +298,23 @@ def _small_read(fs: Any, number: int, wanted: ObjectRead) -> ObjectGet:
 
 async def _readinto_object(fs: Any, wanted: ObjectRead) -> int:
     path, start, memory, size = wanted
-    found = PinnedObject(fs, path, None)
-    part, probe = fs.request_size(len(memory)), RangeRequest(0, probing=True)
+    found, part = PinnedObject(fs, path, None), fs.request_size(len(memory))
     if start or len(memory) != size:
         ranges = coalesce([(start, memory)], part)
         await fs.transfer.fetch(found.get, ranges)
         total = ranges[0].total or size if ranges else size
     else:
-        probe.add(0, 0, memory[:MIN_REQUEST])
-        await fs.transfer.fetch(found.get, [probe])
-        total = await _size(fs, found, probe)
-        rest = memory[probe.length :] if total == size else memory[:0]
-        ranges = coalesce([(probe.length, rest)], part, checksum_function(probe))
-        await fs.transfer.fetch(found.get, ranges)
+        first = RangeRequest(0, probing=True)
+        first.add(0, 0, memory[: first_share(size, part)])
+
+        def plan(total: int) -> list[RangeRequest]:
+            rest = memory[first.length :] if total == size else memory[:0]
+            return coalesce([(first.length, rest)], part, checksum_function(first))
+
+        total, ranges = await _fetch_whole(fs, found, first, plan)
         if total == size:
-            verify_checksum(found, probe, memory[: probe.length], ranges)
-    for each in (probe, *ranges):
+            verify_checksum(found, first, memory[: first.length], ranges)
+        ranges = [first, *ranges]
+    for each in ranges:
         each.forget_buffers()
     return total

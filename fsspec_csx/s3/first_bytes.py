@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Mapping
 
 from fsspec_csx.s3.consistent_read import BytesBuffer, checksum_function
 from fsspec_csx.s3.transport.byte_range import RangeRequest
 from fsspec_csx.s3.transport.checksum import matches, of_object
-from fsspec_csx.s3.transport.range_planning import MIN_REQUEST
+from fsspec_csx.s3.transport.range_planning import MIN_REQUEST, first_share
 from fsspec_csx.storage.atomic import add_filename, atomic_local_write, write_at
 
 # Bytes in memory at a time. Smaller objects, which may be many, are written in one piece.
@@ -17,13 +18,22 @@ _STEP = 2**20
 
 
 class FirstBytes(RangeRequest):
-    """A request for an object of unknown size; its memory is allocated when the response gives the size."""
+    """A request for an object of unknown size; its memory is allocated when the response gives the size.
 
-    def __init__(self, name: object) -> None:
+    Args:
+        request_size: returns the bytes of each request for an object, given its size.
+    """
+
+    def __init__(self, name: object, request_size: Callable[[int], int]) -> None:
         super().__init__(0, probing=True)
         self.length = MIN_REQUEST
         self._name = name
         self._target: BytesBuffer | None = None
+        # Cached, as the other requests begin where the share of the first attempt ends.
+        self._share = functools.cache(lambda total: first_share(total, request_size(total)))
+
+    def share(self, total: int) -> int:
+        return self._share(total)
 
     @property
     def memory(self) -> memoryview:
@@ -60,12 +70,15 @@ class HeadFile(FirstBytes):
     """A request for an object of unknown size; see ``FirstBytes``.
 
     Args:
+        request_size: as for ``FirstBytes``.
         target: the path of the file.
         writable: whether the file can be written here; called in a thread.
     """
 
-    def __init__(self, name: object, target: str, writable: Callable[[], bool]) -> None:
-        super().__init__(name)
+    def __init__(
+        self, name: object, request_size: Callable[[int], int], target: str, writable: Callable[[], bool]
+    ) -> None:
+        super().__init__(name, request_size)
         self._path = target
         self._writable = writable
         self._in_steps = False

@@ -85,7 +85,9 @@ async def get_files(
     def finished(request: HeadRequest) -> None:
         _count(callback, pairs[request.number], request.head.length)
 
-    heads = [HeadFile(path, target, functools.partial(is_writable, n)) for n, (path, target) in enumerate(pairs)]
+    heads = [
+        HeadFile(path, fs.request_size, to, functools.partial(is_writable, n)) for n, (path, to) in enumerate(pairs)
+    ]
     requests = [HeadRequest(fs, number, path, heads[number]) for number, (path, _) in enumerate(pairs)]
     await _read(fs, requests, fetch, finished, most)
 
@@ -209,7 +211,8 @@ class HeadRequest(ObjectGet):
     """
 
     def __init__(self, fs: Any, number: int, path: str, head: FirstBytes | None = None) -> None:
-        self.head = head or FirstBytes(path)
+        self._new_head = functools.partial(FirstBytes, path, fs.request_size)
+        self.head = head or self._new_head()
         super().__init__(PinnedObject(fs, path, None), self.head, self._accept, number)
 
     def _accept(self, _: RangeRequest) -> bool:
@@ -221,7 +224,7 @@ class HeadRequest(ObjectGet):
 
     def begun(self) -> FirstBytes | None:
         """Return the first bytes of the object, if they were read and there are more; only the first call has them."""
-        begun, self.head = self.head, FirstBytes(self.state)
+        begun, self.head = self.head, self._new_head()
         if begun.complete and begun.cut_off:
             return begun
         begun.forget()

@@ -649,6 +649,17 @@ def test_cat_file_of_a_small_object_is_one_request(fs: CSXFileSystem, start: int
     assert operations == ["GetObject"]
 
 
+@pytest.mark.parametrize(("size", "requests"), [(MIN_REQUEST, 1), (5 * MIB, 1), (5 * MIB + 1, 2)])
+def test_requests_of_a_whole_object(fs: CSXFileSystem, bucket: str, tmp_path: Path, size: int, requests: int) -> None:
+    """An object with little more than one request reads is read to its end by this request."""
+    fs.pipe_file(f"{bucket}/object", DATA[:size])
+    with recorded_requests() as operations:
+        assert fs.cat_file(f"{bucket}/object") == DATA[:size]
+        fs.get_file(f"{bucket}/object", str(tmp_path / "local"))
+    assert (tmp_path / "local").read_bytes() == DATA[:size]
+    assert operations == ["GetObject"] * 2 * requests
+
+
 @pytest.mark.parametrize("kind", [list, np.array])
 def test_cat_ranges(fs: CSXFileSystem, kind: Any) -> None:
     """Ranges of many objects come in the order in which they were asked for, near ones of one object together."""

@@ -70,6 +70,13 @@ READS: dict[str, Read] = {
 WHOLE = {name: READS[name] for name in ("cat_file", "get_file")}
 
 
+def read_objects(fs: CSXFileSystem, path: str, folder: Path) -> bytes:
+    """Read into memory, without a file."""
+    memory = bytearray(len(DATA))
+    assert fs.readinto_objects([(path, 0, memoryview(memory), len(memory))]) == [len(memory)]
+    return bytes(memory)
+
+
 def write_file(fs: CSXFileSystem, path: str, data: bytes, folder: Path) -> None:
     """Write through a file."""
     with fs.open(path, "wb", block_size=BLOCK) as file:
@@ -168,6 +175,34 @@ def test_cut_read_goes_on_where_it_was_cut(
         first, end = one.span or (0, MIN_REQUEST)
         missing = (first + one.sent, end) if one.sent else one.span
         assert one.sent == end - first or asked.count(missing) == 1 or (not one.sent and asked.count(missing) > 1)
+
+
+@pytest.mark.parametrize("read", [*WHOLE.values(), read_objects])
+def test_other_ranges_do_not_wait_for_the_first(
+    far: CSXFileSystem, proxy: FaultProxy, tmp_path: Path, read: Read
+) -> None:
+    """The other ranges of an object are requested when the first response has begun, which gives the size."""
+    others, came = threading.Event(), list[bool]()
+    proxy.faults = [
+        Fault("GET", begun=lambda: came.append(others.wait(20))),
+        Fault("GET", times=100, before=others.set),
+    ]
+    assert read(far, PATH, tmp_path) == DATA
+    assert came == [True]
+    first, *ranges = sorted(one.span or (0, MIN_REQUEST) for one in proxy.made("GET"))
+    assert [first[0], *(end for _, end in (first, *ranges))] == [*(start for start, _ in (first, *ranges)), len(DATA)]
+
+
+@pytest.mark.parametrize("read", [*WHOLE.values(), read_objects])
+def test_error_of_another_range_ends_the_first(
+    far: CSXFileSystem, proxy: FaultProxy, tmp_path: Path, read: Read
+) -> None:
+    """A range that is refused ends the read, though the first bytes do not arrive."""
+    proxy.faults = [Fault("GET", stall_down=MIB), Fault("GET", times=100, answer=error_answer(403, "AccessDenied"))]
+    began = time.monotonic()
+    with pytest.raises(PermissionError):
+        read(far, PATH, tmp_path)
+    assert time.monotonic() - began < 25
 
 
 WRONG = {
@@ -707,6 +742,32 @@ def test_ctrl_c_while_reading(server: LocalS3, proxy: FaultProxy, fault: Fault) 
         left = bytes(buffer)
         time.sleep(0.3)
         assert buffer == left
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("GET", delay=30),
+        Fault("GET", stall_down=MIB),
+        Fault("GET", skip=1, times=100, stall_down=MIB),
+        Fault("GET", times=100, stall_down=MIB),
+    ],
+    ids=["before the size", "in the first bytes", "in the others", "in all"],
+)
+def test_ctrl_c_while_reading_an_object(server: LocalS3, proxy: FaultProxy, fault: Fault) -> None:
+    """Ctrl-C ends the read of a whole object at any time, and nothing writes to the memory any more."""
+    fs = through(proxy, server, config_kwargs={"read_timeout": 100})
+    fs.cat_file(PATH, start=0, end=1)
+    proxy.faults = [fault]
+    memory = bytearray(len(DATA))
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), ctrl_c(0.5):
+        fs.readinto_objects([(PATH, 0, memoryview(memory), len(memory))])
+    assert time.monotonic() - began < 25
+    left = bytes(memory)
+    with recorded_requests() as sent:
+        time.sleep(0.3)
+    assert (memory, sent) == (left, [])
 
 
 @pytest.mark.parametrize("fault", [Fault("PUT", delay=0.2), Fault("PUT", stall_up=MIB)])

@@ -107,6 +107,7 @@ class Fault:
         cut_down: likewise; at 0 the server has done what was asked, and the client hears nothing.
         stall_up: after so many bytes nothing more is passed on, and the connections stay open.
         stall_down: likewise.
+        begun: is called when the first bytes of the answer's body were passed on.
         rate: bytes of a body that are passed on in a second, either way; 0 for as many as come.
         flip_up: position of a byte of which one bit is inverted.
         flip_down: likewise.
@@ -134,6 +135,7 @@ class Fault:
     cut_down: float | None = None
     stall_up: float | None = None
     stall_down: float | None = None
+    begun: Callable[[], object] = lambda: None
     rate: float = 0.0
     flip_up: float | None = None
     flip_down: float | None = None
@@ -325,8 +327,11 @@ class FaultProxy:
             if spoilt is not None and request.sent + len(allowed) >= spoilt:
                 socket.socket.sendall(client, _GARBAGE)  # past TLS, if that is spoken
                 spoilt = None
+            first = not request.sent
             with request.passed_on(len(allowed), end=end, whole=whole):
                 client.sendall(allowed)
+            if first:
+                fault.begun()
         return request.answered.get("connection", "").lower() != "close"
 
     def _recorded(self, request: Request) -> Fault:

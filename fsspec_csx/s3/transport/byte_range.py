@@ -81,6 +81,7 @@ class RangeRequest:
         given_up: whether the thread is to fail soon.
         failure: an error of this machine, which no retry would fix.
         moved: called with each number of bytes that arrive.
+        announce: called in the thread when a response gives the size of an object that has more bytes than the range.
     """
 
     def __init__(self, start: int, *, check: Check | None = None, probing: bool = False, clipped: bool = False) -> None:
@@ -96,6 +97,7 @@ class RangeRequest:
         self.given_up = False
         self.failure: OSError | None = None
         self.moved: Callable[[int], object] = lambda count: None
+        self.announce: Callable[[], object] = lambda: None
         self._wrong = 0
         self._check = check
         self._probing = probing
@@ -168,6 +170,12 @@ class RangeRequest:
             reason = f"{self._wrong} responses did not bring the bytes requested; the last: {error}"
             self.failure = EndpointError(reason, "Look for a proxy or a cache on the way that changes responses.")
             raise self.failure from error
+        if self.cut_off and not self.unsized:
+            self.announce()
+
+    def share(self, total: int) -> int:
+        """Return how many bytes of an object of this size a probing request reads."""
+        return min(self.length, total)
 
     def _expect(self, status: int, headers: Mapping[str, str]) -> None:
         first, length, total = _content(status, headers)
@@ -176,8 +184,7 @@ class RangeRequest:
         if not self.filled:
             self.length = self._unclipped = self._unclipped or self.length  # undo the clipping by a former object
         if self._probing and not self.filled and self.total is not None:
-            self.length = min(self.length, self.total)
-            length = self.length
+            self.length = length = self.share(self.total)
         elif self._clipped and self.total is not None and self.total == first + (length or 0):
             self.length = min(self.length, self.total - self.start)
         self.unsized = self._probing and length is None and self.total is None

@@ -13,6 +13,8 @@ Span = tuple[int, memoryview]
 MIN_REQUEST, MAX_REQUEST = 4 * 2**20, 32 * 2**20
 # With a far store, connections are slow: smaller requests divide small reads too, and let the last ones end soon.
 _MIN_FAR, _MAX_FAR = 2**20, 8 * 2**20
+# An object with so few more bytes is read to its end by one request: ending its connection early would take longer.
+_LITTLE_MORE = 2**20
 # The most requests of a read: each takes memory, and the size that the server reports may be wrong.
 _MOST_REQUESTS = 4096
 # Spans with smaller gaps between them, in bytes, share a request.
@@ -28,6 +30,12 @@ def size_for(size: int, in_flight: int, *, far: bool = False) -> int:
     else:
         wanted = max(MIN_REQUEST, min(MAX_REQUEST, of_one_round))
     return max(wanted, -(-size // _MOST_REQUESTS))
+
+
+def first_share(size: int, part: int) -> int:
+    """Return how many bytes of an object its first request reads, if the others read ``part`` bytes each."""
+    first = min(part, MIN_REQUEST)
+    return size if size <= max(MIN_REQUEST, first + _LITTLE_MORE) else first
 
 
 def coalesce(spans: Sequence[Span], part: int, check: Check | None = None) -> list[RangeRequest]:
