@@ -134,28 +134,35 @@ class Link:
             UnusualResponseError: an OSError, if the response is malformed.
         """
         yield from self._connect()
-        with self._connected():
-            sent, cut = time.monotonic(), False
-            try:
-                if len(body) <= _STEP:
-                    yield from self._send(b"".join((self._written(request), *body.pieces(_STEP))))
-                    self._slots.moved(len(body))
-                else:
-                    yield from self._send(self._written(request))
-                    for memory in body.pieces(PIECE, LARGEST_PIECE):
-                        sent = time.monotonic()  # before it is sent, as the server may answer meanwhile
-                        yield from self._send(memory)
-                        self._slots.moved(len(memory))
-            except (BrokenPipeError, ConnectionResetError):
-                cut = True  # the server may have answered before it received the whole body
-            head = yield from self._head(sent)
-            if cut and head.status_code < 300:
-                msg = "The connection ended before the whole body was sent."
-                raise ConnectionError(msg)
-            data = yield from self._body(head)
-            if cut or not head.reusable:
-                self._connection.close()
-            return head, data
+        try:
+            with self._connected() as body.interrupt:
+                body.sent, sent, cut = 0, time.monotonic(), False
+                try:
+                    if len(body) <= _STEP:
+                        yield from self._send(b"".join((self._written(request), *body.pieces(_STEP))))
+                        self._note_sent(body, len(body))
+                    else:
+                        yield from self._send(self._written(request))
+                        for memory in body.pieces(PIECE, LARGEST_PIECE):
+                            sent = time.monotonic()  # before it is sent, as the server may answer meanwhile
+                            yield from self._send(memory)
+                            self._note_sent(body, len(memory))
+                except (BrokenPipeError, ConnectionResetError):
+                    cut = True  # the server may have answered before it received the whole body
+                head = yield from self._head(sent)
+                if cut and head.status_code < 300:
+                    msg = "The connection ended before the whole body was sent."
+                    raise ConnectionError(msg)
+                data = yield from self._body(head)
+                if cut or not head.reusable:
+                    self._connection.close()
+                return head, data
+        finally:
+            body.interrupt = None
+
+    def _note_sent(self, body: RequestBody, count: int) -> None:
+        body.sent += count
+        self._slots.moved(count)
 
     def _written(self, request: SignedRequest) -> bytes:
         """Return the head of a request."""

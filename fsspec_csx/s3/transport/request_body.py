@@ -7,7 +7,7 @@ import os
 import time
 import weakref
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -46,6 +46,8 @@ class RequestBody(io.RawIOBase):
         crc64nvme: the checksum of all bytes, after ``prepare``.
         thread: the future of the thread that prepares or sends it.
         given_up: whether the thread is to fail soon.
+        sent: how many bytes the system has taken on the present connection.
+        interrupt: aborts that connection; None while no thread sends the body.
         failure: the error of reading its bytes, if that ended the upload.
         owned: whether the bytes stay valid after the caller has returned.
     """
@@ -58,12 +60,16 @@ class RequestBody(io.RawIOBase):
         self._prepared = False
         self.thread: Future[Any] | None = None
         self.given_up = False
+        self.sent = 0
+        self.interrupt: Callable[[], object] | None = None
         self.failure: OSError | None = None
         self._position = 0
 
     def give_up(self) -> None:
-        """Make the upload fail soon."""
+        """Make the upload fail soon, unless only the response is missing."""
         self.given_up = True
+        if (interrupt := self.interrupt) is not None and self.sent < self.length:
+            interrupt()
 
     @property
     def uses_caller_memory(self) -> bool:

@@ -103,8 +103,6 @@ class RequestQueue(Generic[R]):
         """Make the requests; when this returns or raises, no thread uses their memory any more."""
         self._scope, self._context = Scope(scope()), contextvars.copy_context()
         self._done = asyncio.get_running_loop().create_future()
-        if not self._growing:
-            self._start(self._slow.watch())
         self._wake()
         try:
             await self._done
@@ -167,6 +165,7 @@ class RequestQueue(Generic[R]):
                 self._start_takers()
                 await asyncio.sleep(_TICK_SECONDS)
                 self._report_ended()
+                self._slow.look()
         finally:
             self._serving = self._ready = False
 
@@ -317,15 +316,17 @@ class RequestQueue(Generic[R]):
         turn.request = request
         try:
             while not turn.given_up:
-                attempt = self._slow.begin(request.body) if isinstance(request, QueuedRead) else None
+                attempt = self._slow.begin(request.body) if request.replaceable and request.body is not None else None
+                wait: float | None = 0.0
                 try:
-                    return (yield from self._attempt(turn, request, link))
+                    wait = yield from self._attempt(turn, request, link)
+                    return wait
                 except Exception:  # botocore repeats the request, and raises the error
                     if attempt is None or not attempt.ended:
                         return 0.0
                 finally:
                     if attempt is not None:
-                        self._slow.end(attempt)
+                        self._slow.end(attempt, succeeded=wait is None)
             return 0.0
         finally:
             turn.request, turn.accepting = None, False

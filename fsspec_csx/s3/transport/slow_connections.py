@@ -1,12 +1,12 @@
-"""Slow connections: a request that takes much longer than its peers continues on another connection.
+"""Slow connections: a request that takes much longer than its peers gets another connection.
 
-The last request decides how long a transfer takes, and S3 advises replacing slow ones:
+There, a range continues after its last byte, and a part of an upload is sent again. The last request decides how long a
+transfer takes, and S3 advises replacing slow ones:
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance-design-patterns.html
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Collection
@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from fsspec_csx.s3.transport.byte_range import RangeRequest
+from fsspec_csx.s3.transport.request_body import RequestBody
 
 logger = logging.getLogger("fsspec_csx")
 
@@ -25,28 +26,28 @@ _MOST = 4  # the most connections of one transfer to replace
 
 
 class Attempt:
-    """A request for a range, on one connection."""
+    """A request for a range or with a part, on one connection."""
 
-    def __init__(self, wanted: RangeRequest) -> None:
+    def __init__(self, body: RangeRequest | RequestBody) -> None:
         self.began = time.monotonic()
-        self.wanted = wanted
-        self.before = wanted.filled
+        self.body = body
+        self.before = body.filled if isinstance(body, RangeRequest) else 0
         self.ended = False
 
     def end(self) -> bool:
         """Shut down the connection of this attempt; return whether there is one."""
-        if (interrupt := self.wanted.interrupt) is not None:
+        if (interrupt := self.body.interrupt) is not None:
             self.ended = bool(interrupt())
         return self.ended
 
     @property
     def length(self) -> int:
-        return self.wanted.length - self.before
+        return self.body.length - self.before
 
     def seconds_left(self, taken: float) -> float:
-        """Return how long the rest will take at the present rate."""
-        filled = self.wanted.filled - self.before
-        return taken * (self.length / filled - 1) if filled > 0 else float("inf")
+        """Return how long the rest will take at the present rate; infinity if all of a part was sent."""
+        moved = self.body.filled - self.before if isinstance(self.body, RangeRequest) else self.body.sent
+        return taken * (self.length / moved - 1) if 0 < moved < self.length else float("inf")
 
 
 class SlowConnections:
@@ -57,30 +58,32 @@ class SlowConnections:
         self._running: set[Attempt] = set()
         self._taken: list[tuple[float, int]] = []  # seconds and bytes of the finished requests
         self._left = _MOST
+        self._looked_at = 0.0
 
-    def begin(self, wanted: RangeRequest) -> Attempt:
+    def begin(self, body: RangeRequest | RequestBody) -> Attempt:
         """Watch a request until ``end``."""
-        attempt = Attempt(wanted)
+        attempt = Attempt(body)
         self._running.add(attempt)
         return attempt
 
-    def end(self, attempt: Attempt) -> None:
+    def end(self, attempt: Attempt, *, succeeded: bool) -> None:
         """End the watch of a request."""
         self._running.discard(attempt)
-        if attempt.wanted.complete:
+        if succeeded:
             self._taken.append((time.monotonic() - attempt.began, attempt.length))
 
-    async def watch(self) -> None:
-        """Shut down slow connections until cancelled; runs on the event loop."""
-        while self._left:
-            await asyncio.sleep(_LOOK_SECONDS)
-            taken = list(self._taken)
-            if self._waiting or len(taken) < _PEERS:
-                continue
-            seconds, length = median(each[0] for each in taken), median(each[1] for each in taken)
-            for attempt in list(self._running):
-                usual = max(seconds * max(1.0, attempt.length / max(length, 1)), _LEAST_SECONDS / _TIMES)
-                self._end_if_slow(attempt, usual)
+    def look(self) -> None:
+        """Shut down connections that are slow now; called often."""
+        now = time.monotonic()
+        if self._waiting or not self._left or now - self._looked_at < _LOOK_SECONDS:
+            return
+        self._looked_at, taken = now, self._taken[:]
+        if len(taken) < _PEERS:
+            return
+        seconds, length = median(each[0] for each in taken), median(each[1] for each in taken)
+        for attempt in list(self._running):
+            usual = max(seconds * max(1.0, attempt.length / max(length, 1)), _LEAST_SECONDS / _TIMES)
+            self._end_if_slow(attempt, usual)
 
     def _end_if_slow(self, attempt: Attempt, usual: float) -> None:
         taken = time.monotonic() - attempt.began

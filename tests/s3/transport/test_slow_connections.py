@@ -1,8 +1,10 @@
-"""A slow connection is replaced, so that it does not decide how long a load takes."""
+"""A slow connection is replaced, so that it does not decide how long a transfer takes."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from fsspec_csx.testing import LocalS3
 
 MIB = 2**20
 RANGES = 10
+PART, PARTS = 5 * MIB, 8
 DATA = os.urandom(RANGES * 4 * MIB)
 PATH = "slow/object"
 LAST = (RANGES - 1) * 4 * MIB
@@ -105,3 +108,64 @@ def test_few_are_replaced(fs: CSXFileSystem, proxy: FaultProxy) -> None:
     proxy.faults = [Fault("GET", when=is_last, times=99, rate=MIB)]
     loaded(fs)
     assert RANGES < len(proxy.made("GET")) <= RANGES + 4
+
+
+# -- uploads ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "slow",
+    [
+        pytest.param({"rate": 50_000}, marks=pytest.mark.slow),
+        pytest.param({"delay": 100.0}, marks=pytest.mark.slow),
+        {"stall_up": MIB + 5},
+    ],
+    ids=str,
+)
+def test_one_slow_part(fs: CSXFileSystem, proxy: FaultProxy, slow: dict[str, Any]) -> None:
+    """A part that is sent slowly, is answered late or stalls is sent again, once."""
+    proxy.faults = [Fault("PUT", "partNumber=8&", **slow)]
+    began = time.monotonic()
+    saved(fs)
+    assert time.monotonic() - began < 25
+    assert len(proxy.made("PUT", "partNumber=8&")) == 2
+    assert len(proxy.made("PUT")) == PARTS + 1
+    assert fs.cat_file(f"{PATH}-sent") == DATA
+
+
+@pytest.mark.slow
+def test_few_parts_are_sent_again(fs: CSXFileSystem, proxy: FaultProxy) -> None:
+    """If the other connections are slow too, the last of them are waited for."""
+    proxy.faults = [Fault("PUT", "partNumber=8&", times=99, rate=MIB)]
+    saved(fs)
+    assert PARTS < len(proxy.made("PUT")) <= PARTS + 4
+    assert fs.cat_file(f"{PATH}-sent") == DATA
+
+
+def test_interrupted_stall(fs: CSXFileSystem, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Giving up a file ends the connection of a part that stalls: nothing waits for the time limit."""
+    monkeypatch.setattr(slow_connections, "_LEAST_SECONDS", 3600.0)
+    stalls = threading.Event()
+    proxy.faults = [Fault("PUT", "partNumber=6&", stall_up=MIB + 5, before=stalls.set)]
+    began = time.monotonic()
+    with pytest.raises(KeyError), fs.open(f"{PATH}-sent", "wb", block_size=PART) as file:
+        file.write_borrowed(view_without_owner(DATA))  # so that no thread may use it when the file has ended
+        assert stalls.wait(60)
+        raise KeyError
+    assert time.monotonic() - began < 25
+    assert not proxy.made("POST", "uploadId=")
+
+
+def view_without_owner(data: bytes) -> memoryview:
+    """A view as torch.save writes it: the memory may be freed at any time afterwards."""
+    made = ctypes.pythonapi.PyMemoryView_FromMemory
+    made.argtypes, made.restype = (ctypes.c_char_p, ctypes.c_ssize_t, ctypes.c_int), ctypes.py_object
+    view: memoryview = made(data, len(data), 0x100)  # PyBUF_READ
+    assert view.obj is None
+    return view
+
+
+def saved(fs: CSXFileSystem) -> None:
+    """Write the object in parts."""
+    with fs.open(f"{PATH}-sent", "wb", block_size=PART) as file:
+        file.write_borrowed(DATA)
