@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
@@ -137,8 +138,8 @@ def headers(request: Any, signer: type) -> dict[str, str]:
     found = {name.lower(): value for name, value in named if name.lower() not in ("host", "accept-encoding")}
     found = {name: value.decode() if isinstance(value, bytes) else str(value) for name, value in found.items()}
     if signer is not S3SigV4Auth:
-        found["x-amz-date"] = found["x-amz-date"][:8]
-        found["authorization"] = found["authorization"].partition("Signature=")[0]
+        del found["x-amz-date"]
+        found["authorization"] = re.sub(r"/\d{8}/", "/date/", found["authorization"].partition("Signature=")[0])
     return found
 
 
