@@ -95,7 +95,7 @@ EXAMPLES_TO_RUN = (
         "lightning_training",
         ("lightning",),
         ("step 4, begun from nothing", "step 12, begun from ROOT/lightning/last.ckpt"),
-        # With what began anew there would be a second file of the first epoch.
+        # If the training had started again, there would be a second file of the first epoch.
         (*(f"lightning/epoch={epoch}.ckpt" for epoch in range(3)), "lightning/last.ckpt"),
     ),
     Example(

@@ -539,7 +539,7 @@ def test_cancelled_everywhere(root: str, caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_cancelled_before_it_began(tmp_path: Path) -> None:
-    """A save cancelled before it began is over at once, and those before and after it go on."""
+    """A save that is cancelled before it began ends at once, and those before and after it continue."""
     with Gate() as gate:
         first = async_save(state(1), tmp_path / "x.pt", callback=gate)
         assert gate.reached.wait(SECONDS)

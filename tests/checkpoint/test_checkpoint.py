@@ -143,7 +143,7 @@ def test_parameters(root: str) -> None:
 
 
 def test_training_state(root: str) -> None:
-    """A model and its optimizer go on as if they had not been saved."""
+    """A model and its optimizer train on as if they had not been saved."""
 
     def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> torch.Tensor:
         optimizer.zero_grad()

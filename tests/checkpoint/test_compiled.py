@@ -15,7 +15,7 @@ from fsspec_csx import async_save, load, save
 @pytest.mark.slow  # importing torch's compiler takes seconds
 @pytest.mark.parametrize("saving", [save, async_save])
 def test_save_in_a_compiled_function(tmp_path: Path, saving: Callable[..., Any]) -> None:
-    """torch.compile does not trace a save: the function goes on with the values that it computed."""
+    """torch.compile does not trace a save: the function continues with the values that it computed."""
 
     def step(x: torch.Tensor) -> tuple[torch.Tensor, Any]:
         y = x + 1

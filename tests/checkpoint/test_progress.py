@@ -173,7 +173,7 @@ def test_conversions_tell(root: str, tmp_path: Path, form: str, keys: list[str] 
 
 
 def test_work_in_threads_ends_with_the_first_failure() -> None:
-    """What was not begun is not, and what goes on ends at its next byte."""
+    """Work that has not begun never begins, and running work ends at its next byte."""
     begun, ended = threading.Barrier(2), []
 
     def work(number: int, advance: Callable[[int], object]) -> None:

@@ -73,7 +73,7 @@ def test_starts_light() -> None:
 
 @pytest.mark.slow
 def test_resumes_on_s3(server: LocalS3, bucket: str, aws_files: Path, tmp_path: Path) -> None:
-    """A machine that has only the file goes on from the newest checkpoint, by the profile that the file names."""
+    """A machine that has only the file resumes from the newest checkpoint, with the profile that the file names."""
     keys = server.storage_options()
     (aws_files / "config").write_text(
         f"[profile store]\naws_access_key_id = {keys['key']}\naws_secret_access_key = {keys['secret']}\n"

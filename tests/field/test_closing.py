@@ -285,7 +285,7 @@ def close_in_except(open_file: Open) -> None:
 
 
 def close_in_finally(open_file: Open) -> None:
-    """The exception goes on after the file is closed."""
+    """The exception propagates after the file is closed."""
     with contextlib.suppress(StopError):
         file = write(open_file)
         try:

@@ -94,7 +94,7 @@ def test_unfinished_cerebras_checkpoint(environment: LocalS3, bucket: str, caplo
 
 
 def test_nothing_whole(tmp_path: Path) -> None:
-    """Without any whole one the training begins anew, and the damaged one stays."""
+    """Without any complete one a new training starts, and the damaged one stays."""
     (tmp_path / "checkpoint_6.mdl").write_bytes(b"PK")
     trainer, losses = trained(str(tmp_path))
     assert len(losses) == 6

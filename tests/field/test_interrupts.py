@@ -1,4 +1,4 @@
-"""Once control has returned from a call, however it ended, none of its work goes on.
+"""Once a call has returned or raised, none of its work continues.
 
 No thread writes to the caller's memory or files, and no request is made any more.
 """
@@ -205,7 +205,7 @@ def test_timeout_with_a_loop_that_is_busy(
 @pytest.mark.parametrize("after", [0.07, *(pytest.param(after, marks=pytest.mark.slow) for after in (0.01, 0.16))])
 @pytest.mark.parametrize("name", CALLS)
 def test_ctrl_c_at_any_time(far: CSXFileSystem, tmp_path: Path, name: str, after: float) -> None:
-    """Wherever a call is when Ctrl-C comes, nothing of it goes on."""
+    """Wherever a call is when Ctrl-C comes, none of its work continues."""
     call = Call(far, tmp_path / "local")
     interrupted(getattr(call, name), after)
     check_nothing_goes_on(call)

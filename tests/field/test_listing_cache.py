@@ -1,4 +1,4 @@
-"""A cached listing decides nothing about an object: whether it exists, its size and its content are asked anew."""
+"""Whether an object exists, its size and its content never come from a cached listing."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ FINE: list[tuple[Any, tuple[Any, ...], str]] = [
 def test_malformed_record(
     log: Log, capsys: pytest.CaptureFixture[str], message: Any, arguments: tuple[Any, ...]
 ) -> None:
-    """A record that cannot be formatted is reported on stderr by logging itself, and the program goes on."""
+    """A record that cannot be formatted is reported on stderr by logging itself, and the program continues."""
     assert log(message, *arguments) == ""
     assert "--- Logging error ---" in capsys.readouterr().err
 

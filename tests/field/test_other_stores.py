@@ -154,7 +154,7 @@ def test_bucket_without_versions(
 def test_bucket_that_another_writer_made(
     server: LocalS3, fs: CSXFileSystem, new_bucket: str, proxy: FaultProxy
 ) -> None:
-    """Some stores say of a user's own bucket that the name is taken: a write goes on if it can be seen."""
+    """Some stores report that the name of the user's own bucket is taken: a write continues if the user can see it."""
     taken = Fault(
         "PUT", when=lambda request: request.path.strip("/") == new_bucket, before=lambda: fs.mkdir(new_bucket)
     )

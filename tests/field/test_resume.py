@@ -219,7 +219,7 @@ def seen(root: Path, data: Any, steps: int, loop: dict[str, Any], every: int = 1
 
 
 def check(root: Path, data: Callable[[], Any], cuts: list[int], loop: dict[str, Any], steps: int = STEPS) -> None:
-    """Compare a training without a stop with others, in which processes of other seeds go on."""
+    """Compare an uninterrupted training with others that processes with other seeds resume."""
     whole = seen(root / "whole", data, steps, loop, every=5)
     parts: list[list[float]] = []
     for number, cut in enumerate([*cuts, steps], 1):

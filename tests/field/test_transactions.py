@@ -47,7 +47,7 @@ def local(tmp_path: Path) -> Path:
 
 
 def test_transaction_in_a_transaction(fs: CSXFileSystem, path: str) -> None:
-    """It is refused, as it would lose what the outer one has written, and the outer one can go on."""
+    """It is refused, as it would lose what the outer one has written; the outer one can continue."""
     with fs.transaction:
         fs.pipe_file(path, b"new")
         with pytest.raises(RuntimeError, match="in a transaction"), fs.transaction:

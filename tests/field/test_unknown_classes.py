@@ -182,7 +182,7 @@ class _Rewritten(Config):
 
 
 def crafted(change: Callable[[bytes], bytes], folder: Path) -> str:
-    """A file whose pickle was changed, with its checksums and sizes made anew."""
+    """A file whose pickle was changed, with new checksums and sizes."""
     torch.save({"w": torch.ones(4), "unknown": _Rewritten()}, folder / "first.mdl")
     with zipfile.ZipFile(folder / "first.mdl") as old, zipfile.ZipFile(folder / "x.mdl", "w") as new:
         for name in old.namelist():

@@ -245,7 +245,7 @@ def test_objects_are_not_put_among_those_of_others(bucket: str) -> None:
 
 
 def test_saved_anew_before_it_is_copied(bucket: str) -> None:
-    """A checkpoint that is saved anew once its objects were looked up is neither copied nor deleted."""
+    """A checkpoint that is saved again after its objects were looked up is neither copied nor deleted."""
     root = f"s3://{bucket}/run"
     FORMATS["cerebras"](1, root)
     found = CheckpointFolder(Directory(root))

@@ -1,4 +1,4 @@
-"""Checkpoints written anew: what torch or safetensors would have written, in bounded memory, checked on the way."""
+"""Converted checkpoints: as torch or safetensors would write them, in bounded memory, with verified checksums."""
 
 from __future__ import annotations
 

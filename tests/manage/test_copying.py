@@ -359,7 +359,7 @@ def test_damaged_copy_is_no_move(folder: Callable[[str], str], monkeypatch: pyte
 
 
 def test_appeared_meanwhile(folder: Callable[[str], str], tmp_path: Path) -> None:
-    """A target that someone else makes while the copy goes on is not replaced either."""
+    """A target that another program creates during the copy is not replaced either."""
     source = written(f"{tmp_path}/x.mdl", DATA)
     target = f"{folder('s3')}/y.mdl"
 
@@ -542,7 +542,7 @@ def test_sharded_over_another(folder: Callable[[str], str], there: str) -> None:
 
 @pytest.mark.parametrize("there", KINDS)
 def test_manifest_comes_last(folder: Callable[[str], str], there: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy that is broken off leaves no manifest, neither the old nor the new, and can be given again."""
+    """An interrupted copy leaves no manifest, neither the old nor the new, and can be repeated."""
     source = sharded(f"{folder('s3')}/ckpt", SHARDED)
     target = sharded(f"{folder(there)}/old", FORMER)
     fresh = f"{folder(there)}/new"

@@ -1,4 +1,4 @@
-"""A copy that is broken off goes on where it stopped, and leaves nothing that looks like a checkpoint."""
+"""An interrupted copy resumes where it stopped, and leaves nothing that looks like a checkpoint."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_upload_goes_on(
 
 
 def test_failed_upload_goes_on(far: FaultProxy, fs: CSXFileSystem, local: Path, target: str, tmp_path: Path) -> None:
-    """An upload that the server breaks off goes on too; the error says so, and what is denied is not kept."""
+    """An upload that the server interrupts resumes too, and the error says so; one that is denied is not kept."""
     far.faults = [refusing(tmp_path, 3, cut_up=MIB)]
     with pytest.raises(EndpointError, match="again to resume"):
         copy(local, target)
@@ -172,7 +172,7 @@ def test_failed_upload_goes_on(far: FaultProxy, fs: CSXFileSystem, local: Path, 
 
 @pytest.fixture
 def begun(far: FaultProxy, local: Path, target: str, tmp_path: Path) -> str:
-    """The target of an upload that was broken off, and of which two of four parts have been sent."""
+    """The target of an interrupted upload, of which two of four parts have been sent."""
     far.faults = [refusing(tmp_path, part, others=2, answer=BUSY) for part in (3, 4)]
     with pytest.raises(OSError, match="SlowDown"):
         copy(local, target)
@@ -208,7 +208,7 @@ def test_changed_file_begins_anew(far: FaultProxy, fs: CSXFileSystem, local: Pat
 
 
 def test_lost_upload_begins_anew(far: FaultProxy, fs: CSXFileSystem, local: Path, begun: str) -> None:
-    """An upload that someone has aborted meanwhile is begun anew."""
+    """An upload that was aborted meanwhile starts again."""
     bucket, key, _ = fs.split_path(begun)
     fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=uploads(fs, begun)[0])
     copy(local, begun)
@@ -240,7 +240,7 @@ def test_record_that_is_cut_short(
 
 
 def test_two_at_a_time(far: FaultProxy, fs: CSXFileSystem, local: Path, begun: str, tmp_path: Path) -> None:
-    """While another process goes on with an upload, one of its own is begun."""
+    """While another process resumes an upload, this one starts a new upload."""
     with records(tmp_path)[0].open() as record:
         fcntl.flock(record, fcntl.LOCK_EX)
         copy(local, begun)
@@ -277,7 +277,7 @@ def test_plain_uploads_leave_nothing(
 def test_server_side_copy_goes_on(
     far: FaultProxy, fs: CSXFileSystem, target: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A copy in parts by the server goes on, unless the source was replaced."""
+    """A server-side copy in parts resumes, unless the source was replaced."""
     monkeypatch.setattr(server_copy, "_COPIED_WHOLE", PART)
     source = target.replace("x.mdl", "source.mdl")
     fs.pipe_file(source, DATA)
@@ -385,7 +385,7 @@ def test_download_goes_on(far: FaultProxy, stored: str, tmp_path: Path, number: 
 
 @pytest.fixture
 def half(far: FaultProxy, stored: str, tmp_path: Path) -> Path:
-    """Where a download was broken off, of which some parts have come."""
+    """The target of an interrupted download, of which some parts have arrived."""
     (tmp_path / "down").mkdir()
     path = tmp_path / "down" / "y.mdl"
     before = lambda: wait_for(lambda: came(path) == 3)  # noqa: E731
@@ -438,7 +438,7 @@ def test_other_leftovers_stay(far: FaultProxy, stored: str, half: Path) -> None:
 
 
 def test_download_twice_at_a_time(far: FaultProxy, stored: str, half: Path) -> None:
-    """While another process goes on with a download, one of its own is begun."""
+    """While another process resumes a download, this one starts a new download."""
     found = partial(half)
     assert found
     with found.open() as file:
@@ -449,7 +449,7 @@ def test_download_twice_at_a_time(far: FaultProxy, stored: str, half: Path) -> N
 
 
 def test_damaged_download_begins_anew(far: FaultProxy, stored: str, half: Path) -> None:
-    """A byte that is damaged on the way is found by the checksum of all, and the object fetched anew, once."""
+    """A byte that is damaged on the way is found by the object's checksum, and the object is fetched again, once."""
     span = (0, 1)
     far.faults = [Fault("GET", when=lambda request: request.span is not None and request.span > span, flip_down=5)]
     copy(stored, half)

@@ -134,7 +134,7 @@ def refuse(proxy: FaultProxy, method: str, query: str = "") -> None:
 
 @pytest.mark.parametrize("call", [1, 3])
 def test_killed_copy(url: str, bucket: str, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy that was killed is none yet; the same command goes on, without --force, or it is deleted."""
+    """A copy that was killed is no checkpoint; the same command resumes it, without --force, or it is deleted."""
     for name in ("a", "b"):
         with monkeypatch.context() as patch:
             patch.setattr(folder_copy, "_AT_A_TIME", 1)

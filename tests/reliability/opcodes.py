@@ -33,7 +33,7 @@ def listed(*values: bytes) -> bytes:
 
 
 def again(value: bytes, function: str, count: int, args: bytes = b"h\x00\x85") -> bytes:
-    """A list of what a function makes of one value, each time anew."""
+    """A list of the results of a function, called once for each element with one value."""
     call = b"h\x01" + args + b"R"
     return listed(value + b"q\x00", named(function) + b"q\x01" + args + b"R", call * count)
 

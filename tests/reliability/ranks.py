@@ -59,7 +59,7 @@ def async_save(rank: int, ranks: int, meeting: str, path: str, seed: int) -> Non
 
 
 def train(rank: int, ranks: int, meeting: str, root: str, steps: int, sharded: bool) -> None:
-    """Train a sharded model up to a step, with a checkpoint at every second; or go on."""
+    """Train a sharded model up to a step, with a checkpoint at every second step; or resume."""
     with _joined(rank, ranks, meeting):
         data: DataLoader[torch.Tensor] = DataLoader(
             Noisy(), batch_size=2, sampler=DistributedSampler(Noisy(), seed=3, num_replicas=ranks, rank=rank)

@@ -119,7 +119,7 @@ def become(account: Account, monkeypatch: pytest.MonkeyPatch, name: str) -> None
 
 
 def state_of(admin: CSXFileSystem) -> dict[str, object]:
-    """All objects, by their ETags, and the uploads that go on."""
+    """All objects, by their ETags, and the unfinished uploads."""
     objects = {path: info["ETag"] for path, info in admin.find("policies", detail=True).items()}
     return {**objects, "uploads": len(admin.list_multipart_uploads("policies"))}
 

@@ -194,7 +194,7 @@ def test_redirect_of_an_instance(
 def test_redirect_of_an_instance_that_tells_its_region(
     endpoint: Listener, elsewhere: Listener, instance: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So it is where the instance is asked for its region, without which things go on."""
+    """The same holds for the request for the instance's region, without which the call continues."""
     monkeypatch.setenv("AWS_DEFAULTS_MODE", "auto")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", SECRETS["key"])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRETS["secret"])

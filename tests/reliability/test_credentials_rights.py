@@ -59,7 +59,7 @@ def become(store: LocalS3, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 
 def state_of(admin: CSXFileSystem) -> dict[str, object]:
-    """All objects, by their ETags, and the uploads that go on."""
+    """All objects, by their ETags, and the unfinished uploads."""
     objects = {path: info["ETag"] for path, info in admin.find(BUCKET, detail=True).items()}
     return {**objects, "uploads": len(admin.list_multipart_uploads(BUCKET))}
 

@@ -217,7 +217,7 @@ def test_checkpoints_with_new_keys(
 def test_renewals_keep_nothing_of_former_ones(
     store: LocalS3, proxy: FaultProxy, aws_files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A filesystem that is used for long goes on with its threads and connections, whatever its credentials."""
+    """A filesystem that is used for long keeps its threads and connections, whatever its credentials."""
     running_program(aws_files)
     (aws_files / "keys").write_text(printed(store.identity, 3600))
     fs = fsspec.filesystem("s3", profile="work", use_listings_cache=False, skip_instance_cache=True)

@@ -79,7 +79,7 @@ def opened() -> CSXFileSystem:
 def test_role_is_assumed_again_in_time(
     server: LocalS3, role: Listener, bucket: str, seconds: float, asked: int
 ) -> None:
-    """Keys that are good for long are asked for once, and those that end soon anew before they do."""
+    """Keys that are valid for long are requested once; others are requested again before they expire."""
     role.answer = lambda heard: assumed(server, seconds)
     fs = opened()
     fs.pipe_file(f"{bucket}/key", b"data")
@@ -116,7 +116,7 @@ def test_sts_that_is_down(role: Listener, closed_port: int, monkeypatch: pytest.
 def test_web_identity_is_renewed(
     server: LocalS3, giver: Listener, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The token of a pod is read anew each time that it is needed."""
+    """The token of a pod is read again each time that it is needed."""
     token = tmp_path / "token"
     token.write_text("first-token")
     for name, value in {
@@ -142,7 +142,7 @@ def test_web_identity_is_renewed(
 def test_container_with_a_token_in_a_file(
     server: LocalS3, giver: Listener, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The token that a container's keys are asked for with is read anew each time."""
+    """The token with which a container's keys are requested is read again each time."""
     token = tmp_path / "token"
     token.write_text("first-token")
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{giver.url}/role")

@@ -149,7 +149,7 @@ def test_listing_without_end(server: Listener, fs: CSXFileSystem, kind: str, mon
 
 
 def test_listing_of_many_pages(server: Listener, fs: CSXFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A listing that goes on is no endless one, though a few of its pages are empty."""
+    """A listing with a few empty pages is not an endless one."""
     monkeypatch.setattr(response_validation, "_IDLE_PAGES", 5)
     count = itertools.count()
 
@@ -242,7 +242,7 @@ def talked_to(talker: Talker) -> CSXFileSystem:
 
 @pytest.mark.parametrize("operation", ["find", "pipe"])
 def test_answer_without_end(operation: str) -> None:
-    """After 8 MiB of an answer that is no object it is broken off, and not asked for again."""
+    """A response that is no object is abandoned after 8 MiB, and not requested again."""
     with talking(endless("200 OK", b"<ListBucketResult>", entry("run/a").encode() * 500)) as talker:
         fs = talked_to(talker)
         with little_memory(96 * 2**20), pytest.raises(EndpointError, match=r"longer than 8,388,608 bytes.*Check that"):
@@ -263,7 +263,7 @@ def test_refusal_without_end(operation: str) -> None:
 
 @pytest.mark.parametrize("operation", ["find", "cat"])
 def test_head_without_end(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Headers that go on and on are no HTTP."""
+    """Endless headers are not HTTP."""
     monkeypatch.setattr("botocore.retryhandler.random.random", lambda: 0.01)
 
     def say(head: bytes) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Trainings that are to go on from checkpoints that are broken, or made to do harm."""
+"""Trainings that resume from damaged or malicious checkpoints."""
 
 from __future__ import annotations
 

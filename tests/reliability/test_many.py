@@ -239,7 +239,7 @@ def test_two_sharded_saves(place: str, environment: LocalS3, clean: CleanProcess
 
 
 def test_two_trainings(place: str, environment: LocalS3, clean: CleanProcess) -> None:
-    """Two trainings in one folder leave whole checkpoints alone, and a third goes on from the last."""
+    """Two trainings in one folder leave complete checkpoints alone, and a third resumes from the last."""
     with contextlib.ExitStack() as stack:
         started = [
             stack.enter_context(clean.started("train", f"{place}/t", 6, environment=environment.environment()))

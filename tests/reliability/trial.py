@@ -171,7 +171,7 @@ class Bench:
         return ("refused", report) if error else ("done", "")
 
     def _gone_on_with(self, scenario: Scenario, place: Place) -> tuple[Result, str]:
-        """A copy that was broken off is given again, and has to succeed."""
+        """An interrupted copy is repeated, and must succeed."""
         place.notes.pop("goes on", None)
         try:
             value = scenario.run(place)

@@ -191,7 +191,7 @@ def distributed_save(path: str, seed: int) -> None:
 
 
 def train(root: str, steps: int) -> None:
-    """Train up to a step, with a checkpoint at every second; or go on."""
+    """Train up to a step, with a checkpoint at every second step; or resume."""
     from training import loader, made
 
     trainer, _ = made(root, loop={"max_steps": steps, "eval_frequency": 0})

@@ -316,7 +316,7 @@ def test_larger_object_is_not_cached(url: str, folder: Path) -> None:
 
 
 def test_full_disk(url: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Where the disk takes no more, reading goes on without the cache, after one warning."""
+    """If the disk is full, reads continue without the cache, after one warning."""
     with fsspec.open(url, cache_dir=folder) as file:
         file.read(10)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -366,7 +366,7 @@ def test_others_neither_read_nor_lead_astray(url: str, folder: Path, tmp_path: P
 
 
 def test_damaged_answers_are_not_kept(url: str, folder: Path, slow: FaultProxy) -> None:
-    """Bytes of an answer that was cut off, and begun anew, are those of the object in the cache too."""
+    """If a response was interrupted and requested again, the cache has the bytes of the object too."""
     slow.faults = [Fault("GET", cut_down=MIB + 77, times=2)]
     assert read(url, folder) == DATA
     slow.faults = []

@@ -19,7 +19,7 @@ from fsspec_csx.s3.transport.concurrency import RequestSlots
 from fsspec_csx.s3.transport.range_planning import MIN_REQUEST
 from fsspec_csx.testing import LocalS3
 
-# The name of the first ends that of another, from which the rest is learned anew.
+# The name of the first ends that of another, from which the template is learned again.
 NAMES = ("x", "refused", "a/x", "last", "more/last")
 
 

@@ -461,7 +461,7 @@ def test_small_files_are_fetched_at_once(fs: CSXFileSystem) -> None:
 
 
 def test_hdf5_takes_few_requests(fs: CSXFileSystem) -> None:
-    """A reader that goes to an index for each piece, and back, fetches neither anew each time."""
+    """A reader that goes to an index for each piece, and back, does not fetch either again each time."""
     h5py = pytest.importorskip("h5py")
     target = io.BytesIO()
     with h5py.File(target, "w") as written:

@@ -296,7 +296,7 @@ def test_replaced_while_it_is_read(
 def test_range_of_an_object_that_is_replaced(
     fs: CSXFileSystem, far: CSXFileSystem, proxy: FaultProxy, folder: str
 ) -> None:
-    """A range that was cut, and goes on in another object, is read anew as long as that object has it."""
+    """An interrupted range, whose rest would come from another object, is read again if that object has it."""
     fs.pipe_file(f"{folder}/object", SMALL)
     proxy.faults = [Fault("GET", cut_down=300, after=lambda: fs.pipe_file(f"{folder}/object", OTHER))]
     assert far.cat_file(f"{folder}/object", start=10, end=5000) == OTHER[10:5000]
@@ -598,7 +598,7 @@ def test_credentials_that_expire(
 
 
 def test_credentials_that_stay_expired(server: LocalS3, proxy: FaultProxy, folder: str) -> None:
-    """Keys that the call names cannot be looked up anew: an error says that they have expired."""
+    """Keys that the call names cannot be renewed: an error says that they have expired."""
     fs = through(proxy, server)
     proxy.faults = [Fault(times=1000, answer=error_answer(400, "ExpiredToken"))]
     for attempt in (lambda: fs.pipe_file(f"{folder}/object", SMALL), lambda: fs.cat_file(PATH)):
@@ -716,7 +716,7 @@ assert os.path.getsize(sys.argv[2]) == size
 
 @pytest.mark.slow
 def test_fork_after_use(environment: LocalS3, folder: str, tmp_path: Path) -> None:
-    """A forked child reads and writes, also by a file that its parent opened, while its parent goes on."""
+    """A forked child reads and writes, also with a file that its parent opened, while its parent continues."""
     command = [*python(), "-c", FORKED, f"{folder}/object", str(tmp_path / "local")]
     subprocess.run(command, check=True, timeout=100)
 
@@ -789,7 +789,7 @@ def test_ctrl_c_while_writing(server: LocalS3, proxy: FaultProxy, folder: str, f
 
 @pytest.mark.parametrize("way", ["cat_file", "get_file", "pipe_file", "put_file"])
 def test_ctrl_c_ends_the_work(far: CSXFileSystem, proxy: FaultProxy, folder: str, tmp_path: Path, way: str) -> None:
-    """What Ctrl-C ends does not go on behind its back: neither the object nor the local file is replaced later."""
+    """Work that Ctrl-C ends does not continue in the background: neither object nor local file is replaced later."""
     far.pipe_file(f"{folder}/object", b"old")
     ended = threading.Event()
     proxy.faults = [

@@ -12,14 +12,14 @@ from typing import Literal
 import trustme
 
 Oddity = Literal["stalled", "broken off", "of a stranger"]
-"""A handshake that gets no answer, or is broken off; or a certificate of an authority that nobody trusts."""
+"""A handshake that gets no answer, or is interrupted; or a certificate of an untrusted authority."""
 
 _NAME = "127.0.0.1"
 _STALLED_SECONDS = 30.0
 
 
 class Handshakes:
-    """The certificates, made anew, and what is to become of the next handshakes.
+    """New certificates, and what happens to the next handshakes.
 
     Args:
         folder: where to put the certificate of the authority.

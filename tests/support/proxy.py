@@ -372,7 +372,7 @@ class FaultProxy:
 
 
 class _BrokenOffError(Exception):
-    """A connection was broken off on purpose, or by the other side in the middle of something."""
+    """A connection was closed on purpose, or by the other side before a message was complete."""
 
 
 @contextmanager

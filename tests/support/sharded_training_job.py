@@ -99,7 +99,7 @@ def train(root: str, *callbacks: Callback, model: Any = sharded_model, seed: int
 
 
 def resumed(root: str) -> dict[str, Any]:
-    """One training without a stop, and others that are stopped and go on; and how some end."""
+    """An uninterrupted training, and others that are stopped and resumed; and how some end."""
     found: dict[str, Any] = {"without": train(f"{root}/without", KeepNCheckpoints(1))}
     for name, options in (("sharded", {}), ("waiting", {"asynchronous": False}), ("whole", {"sharded": False})):
         before = train(f"{root}/{name}", At(6, stop), **options)
@@ -153,7 +153,7 @@ def killed(root: str) -> dict[str, Any]:
 
 
 def plain(root: str) -> dict[str, Any]:
-    """Train, or go on."""
+    """Train, or resume."""
     return {"losses": train(root)}
 
 

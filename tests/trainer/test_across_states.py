@@ -1,5 +1,5 @@
 """States of trainings by cerebras_pytorch 2.10.0 on a CPU, after four steps and after eight, with each optimizer and
-scheduler: they are read, go on to the same parameters, and are written again as they were."""
+scheduler: they are read, train to the same parameters, and are written again unchanged."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_resumed_from_the_disk(run: Run) -> None:
 
 
 class Release(Callback):
-    """Lets the uploads go on at the fifth step."""
+    """Lets the uploads continue at the fifth step."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
@@ -211,7 +211,7 @@ def test_deleted_at_the_root(on_s3: Run) -> None:
 
 @pytest.mark.slow
 def test_root_deleted(on_s3: Run, logged: pytest.LogCaptureFixture) -> None:
-    """What is only on the disk is resumed from, with a warning; the next run of one that begins anew is not."""
+    """A run resumes from what is only on the disk, with a warning; the run after a new training does not."""
     fs, path = fsspec.url_to_fs(on_s3.root)
     on_s3.fit(6)
     on_s3.forget_upload(6)

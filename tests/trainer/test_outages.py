@@ -83,7 +83,7 @@ def steps_at(root: str) -> list[int]:
 def test_recovers(
     proxy: FaultProxy, fit: Any, bucket: str, caplog: pytest.LogCaptureFixture, refusal: dict[str, Any]
 ) -> None:
-    """The training goes on, and all checkpoints are uploaded, and completed once in the order of their steps."""
+    """The training continues, and all checkpoints are uploaded, and reported once in the order of their steps."""
     outage = Outage(range(4, 10))
     proxy.faults = [Fault(when=lambda _: outage.down, times=9999, **refusal)]
     _, losses = fit(12, outage)
@@ -166,7 +166,7 @@ def test_nothing_on_the_disk(proxy: FaultProxy, fit: Any, tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_many_processes(proxy: FaultProxy, bucket: str, tmp_path: Path) -> None:
-    """All go on while the store refuses what the first one uploads, and all end with an error if it never recovers."""
+    """All continue while the store refuses the first one's uploads, and all end with an error if it never recovers."""
 
     def is_checkpoint(request: Request) -> bool:
         return "/run/checkpoint_" in request.path

@@ -382,7 +382,7 @@ def test_iterations(tmp_path: Path) -> None:
 
 
 def test_exceptions_are_reported(tmp_path: Path) -> None:
-    """A failed fit or validation is reported to the callbacks, and goes on."""
+    """A failed fit or validation is reported to the callbacks, and the exception propagates."""
 
     class Failing(Model):
         def forward(self, batch: Any) -> Any:

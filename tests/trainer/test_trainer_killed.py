@@ -1,4 +1,4 @@
-"""A training whose process is ended at any moment goes on from a whole checkpoint."""
+"""A training whose process is killed at any moment resumes from a complete checkpoint."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_terminated_before_an_error(tmp_path: Path, caplog: pytest.LogCaptureFix
 @pytest.mark.long
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_many_processes(environment: LocalS3, bucket: str, sharding: str) -> None:
-    """Two processes go on with what one saved, or one with what two did."""
+    """Two processes resume from what one saved, or one from what two saved."""
     root = f"s3://{bucket}/run"
 
     def alone(steps: int) -> None:

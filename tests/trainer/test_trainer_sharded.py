@@ -33,7 +33,7 @@ def files(root: str) -> dict[str, list[str]]:
 
 @pytest.mark.slow
 def test_two_processes(environment: LocalS3, bucket: str) -> None:
-    """Losses after a resume are those without a stop, from either kind; errors and SIGTERM end both; one goes on."""
+    """Losses after a resume from either kind are those of an uninterrupted run; errors and SIGTERM end both."""
     root = f"s3://{bucket}"
     roles = {"ADMIN": json.dumps(environment.environment()), "READER": json.dumps(environment.environment("reader"))}
     done = sharded_training_job.run("resumed", root, **roles)
@@ -79,7 +79,7 @@ def _goes_on_alone(root: str) -> None:
 
 @pytest.mark.long
 def test_killed_while_saving(environment: LocalS3, bucket: str) -> None:
-    """By kill -9 of one process of two: the run goes on from the checkpoint before, and takes the name again."""
+    """After kill -9 of one process of two, the run resumes from the checkpoint before, and uses the name again."""
     root = f"s3://{bucket}/run"
     whole = sharded_training_job.run("plain", f"s3://{bucket}/whole")
     expected = sharded_training_job.report(whole)[0]["losses"]

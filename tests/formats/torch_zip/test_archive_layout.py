@@ -93,7 +93,7 @@ class Changed:
 
 @pytest.fixture
 def forgotten() -> Iterator[None]:
-    """Whether torch's archives are known is found out anew, also after the test."""
+    """Check again whether torch's archives are known, also after the test."""
 
     def forget() -> None:
         archive_writer._is_known.cache_clear()

@@ -89,7 +89,7 @@ def test_anonymous_call_needs_no_credentials() -> None:
 
 
 def test_change_takes_effect_at_the_next_open(profiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The setting, the environment and the AWS files are read anew, in every thread; what is open stays as it is."""
+    """The setting, the environment and the AWS files are read again, in every thread; open files stay as they are."""
     before = fsspec.filesystem("s3")
     assert signer() == "key-of-default"
     seen: list[str] = []

@@ -114,7 +114,7 @@ def test_code_that_is_not_known(far: CSXFileSystem, proxy: FaultProxy, path: str
 def test_first_request_finds_its_credentials_expired(
     server: LocalS3, far: CSXFileSystem, proxy: FaultProxy, path: str, aws_files: Path, what: str
 ) -> None:
-    """Credentials are looked up anew also where the first request is refused, or one whose answer has no code."""
+    """Credentials are also renewed if the first request is refused, or one whose response has no error code."""
 
     def write(identity: str) -> str:
         options = server.storage_options(identity)

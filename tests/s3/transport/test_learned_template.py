@@ -14,7 +14,7 @@ async def nothing() -> None:
 
 
 def test_of_another_event_loop() -> None:
-    """What another event loop was about to learn, as at a fork, is learned anew; nobody waits for it."""
+    """A template that another event loop was about to learn, as at a fork, is learned again; nothing waits for it."""
     learned = LearnedTemplate()
 
     async def begin() -> bool:
