@@ -34,7 +34,7 @@ class QueuedRead:
     """
 
     kind: type[Template] = ReadTemplate
-    repeatable = replaceable = True
+    repeatable = True
     first = None
 
     def __init__(self, key: str | None, wanted: RangeRequest, accept: Callable[[RangeRequest], bool] = bool) -> None:
@@ -76,7 +76,7 @@ class _QueuedUpload(ABC):
         first: a failed attempt that botocore is to count as its own first.
     """
 
-    repeatable = replaceable = False
+    repeatable = False
     body: RequestBody | None = None
     answer: Mapping[str, Any] | None = None
     first: FirstAttempt | None = None
@@ -180,7 +180,6 @@ class QueuedPart(_QueuedUpload):
     """
 
     kind: type[Template] = PartTemplate
-    replaceable = True
     key = None
 
     def __init__(self, number: int, body: RequestBody, stored: Callable[[QueuedPart], object]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import logging
 import os
 import random
 import threading
@@ -33,7 +32,6 @@ from fsspec_csx.s3.transport.socket_loop import LocalCalls, SocketLoop, Steps, r
 if TYPE_CHECKING:
     from fsspec_csx.s3.transport.transfer import Transfer
 
-logger = logging.getLogger("fsspec_csx")
 
 # A thread ends its turn after this time if other requests wait.
 _TURN_SECONDS = 0.2
@@ -315,25 +313,27 @@ class RequestQueue(Generic[R]):
         """Make a request; return None if it succeeded, or how long to wait before repeating it."""
         turn.request = request
         try:
+            if not isinstance(request, QueuedRead):
+                yield from self._local.made(request.prepare)
             while not turn.given_up:
-                attempt = self._slow.begin(request.body) if request.replaceable and request.body is not None else None
+                assert request.body is not None
+                attempt = self._slow.begin(request.body)
                 wait: float | None = 0.0
                 try:
                     wait = yield from self._attempt(turn, request, link)
                     return wait
-                except Exception:  # botocore repeats the request, and raises the error
-                    if attempt is None or not attempt.ended:
-                        return 0.0
+                except Exception:
+                    if not attempt.ended:
+                        raise
                 finally:
-                    if attempt is not None:
-                        self._slow.end(attempt, succeeded=wait is None)
+                    self._slow.end(attempt, succeeded=wait is None)
+            return 0.0
+        except Exception:  # botocore repeats the request, and raises the error
             return 0.0
         finally:
             turn.request, turn.accepting = None, False
 
     def _attempt(self, turn: Turn, request: R, link: Link) -> Steps[float | None]:
-        if not isinstance(request, QueuedRead):
-            yield from self._local.made(request.prepare)
         assert self._learned is not None
         answer = yield from request.making(self._transfer, self._learned.template, link)
         if answer.status_code in _BUSY and request.repeatable:

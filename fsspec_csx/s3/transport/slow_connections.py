@@ -1,6 +1,6 @@
 """Slow connections: a request that takes much longer than its peers gets another connection.
 
-There, a range continues after its last byte, and a part of an upload is sent again. The last request decides how long a
+There, a range continues after its last byte, and a body is sent again. The last request decides how long a
 transfer takes, and S3 advises replacing slow ones:
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance-design-patterns.html
 """
@@ -26,7 +26,7 @@ _MOST = 4  # the most connections of one transfer to replace
 
 
 class Attempt:
-    """A request for a range or with a part, on one connection."""
+    """A request on one connection."""
 
     def __init__(self, body: RangeRequest | RequestBody) -> None:
         self.began = time.monotonic()
@@ -45,7 +45,7 @@ class Attempt:
         return self.body.length - self.before
 
     def seconds_left(self, taken: float) -> float:
-        """Return how long the rest will take at the present rate; infinity if all of a part was sent."""
+        """Return how long the rest will take at the present rate; infinity if all of a body was sent."""
         moved = self.body.filled - self.before if isinstance(self.body, RangeRequest) else self.body.sent
         return taken * (self.length / moved - 1) if 0 < moved < self.length else float("inf")
 

@@ -133,6 +133,17 @@ def test_one_slow_part(fs: CSXFileSystem, proxy: FaultProxy, slow: dict[str, Any
     assert fs.cat_file(f"{PATH}-sent") == DATA
 
 
+def test_one_slow_object(fs: CSXFileSystem, proxy: FaultProxy) -> None:
+    """One of many small objects that stalls is sent again."""
+    contents = {f"slow/small-{number}": os.urandom(200_000) for number in range(20)}
+    proxy.faults = [Fault("PUT", when=lambda request: request.path.endswith("small-19"), stall_up=1000)]
+    began = time.monotonic()
+    fs.pipe(contents)
+    assert time.monotonic() - began < 25
+    assert len(proxy.made("PUT")) == len(contents) + 1
+    assert fs.cat(list(contents)) == contents
+
+
 @pytest.mark.slow
 def test_few_parts_are_sent_again(fs: CSXFileSystem, proxy: FaultProxy) -> None:
     """If the other connections are slow too, the last of them are waited for."""
