@@ -96,7 +96,7 @@ def server() -> Iterator[LocalS3]:
 
 @pytest.fixture(scope="session")
 def secure_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalS3, Path]]:
-    """A server with TLS, and the certificate of the authority that nobody trusts by default."""
+    """A server with TLS, and the certificate of its authority, which is not trusted by default."""
     folder = tmp_path_factory.mktemp("tls")
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")
@@ -260,7 +260,7 @@ def closed() -> Iterator[socket.socket]:
 
 @pytest.fixture
 def closed_port(closed: socket.socket) -> int:
-    """A port at which nobody listens."""
+    """A port at which no server listens."""
     return int(closed.getsockname()[1])
 
 

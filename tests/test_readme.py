@@ -74,7 +74,7 @@ def test_recipe(
     save({"w": torch.ones(8)}, tmp_path / "checkpoint_100.mdl")
     shutil.copytree(PROJECT / "examples", tmp_path / "examples")
     code = code.replace("http://localhost:8333", store.endpoint_url)
-    # The others show what fsspec finds where nobody has imported our package.
+    # The others show what fsspec finds if this package was not imported.
     begun = python() if "fsspec_csx" in code else [sys.executable]
     command = [*begun, "-c", code] if language == "python" else ["bash", "-e", "-c", code]
     path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])

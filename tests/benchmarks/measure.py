@@ -145,7 +145,7 @@ def run(task: Task) -> Result:
 
 
 def _save(task: Task, peer: Peer, client: Client) -> tuple[Result, str | None]:
-    """What was found, and what is wrong with what was saved, if that is asked."""
+    """The measurement, and what is wrong with the saved objects, if they are compared."""
     target, key = task.target, f"by-{task.peer}-{task.case.key(peer.kind)}"
     state = _state(peer, task.case)
     client.save(_state(peer, WARM_UP), f"by-{task.peer}-{WARM_UP.key(peer.kind)}")
@@ -161,7 +161,7 @@ def _save(task: Task, peer: Peer, client: Client) -> tuple[Result, str | None]:
 
 
 def _load(task: Task, peer: Peer, client: Client) -> tuple[Result, str | None]:
-    """What was found, and what is wrong with what was loaded, if that is asked."""
+    """The measurement, and what is wrong with the loaded objects, if they are compared."""
     client.load(WARM_UP.key(peer.kind), WARM_UP)
     key = task.case.key(peer.kind)
     measured, state = _measured(lambda: client.load(key, task.case), task.case.nbytes, task.target)
@@ -171,7 +171,7 @@ def _load(task: Task, peer: Peer, client: Client) -> tuple[Result, str | None]:
 
 
 def _call(task: Task, peer: Peer, client: Any) -> tuple[Result, str | None]:
-    """What was found of a call of many files, and what is wrong with what was moved, if that is asked."""
+    """The measurement of a call for many files, and what is wrong with the files, if they are compared."""
     target, operation = task.target, task.operation
     own = f"by-{task.peer}-" if operation in ("put", "pipe") else ""
     with (

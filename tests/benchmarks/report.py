@@ -93,7 +93,7 @@ class Report:
 
     @property
     def peers(self) -> list[str]:
-        """Those that were asked for, in the order of ``PEERS``."""
+        """The requested ones, in the order of ``PEERS``."""
         found = {run.peer for run in self.runs} | {gap.peer for gap in self.gaps}
         return [name for name in PEERS if name in found]
 

@@ -13,7 +13,7 @@ class OursSafetensors(Ours):
     """``fsspec_csx.save`` and ``fsspec_csx.load`` of a path that ends in ``.safetensors``."""
 
     def save(self, state: State, key: str) -> None:
-        """Save, in the format that the key's end asks for."""
+        """Save, in the format of the key's suffix."""
         assert key.endswith(KINDS["safetensors"])
         super().save(state, key)
 

@@ -46,7 +46,7 @@ _START_SECONDS = 8.0  # of a server, its checkpoints and the process that forks
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the README, or what the command line asks for.
+    """A part of the README, or what the command line requests.
 
     Attributes:
         name: of its place in the README, from ``<!-- name -->`` to ``<!-- end -->``.

@@ -375,7 +375,7 @@ def test_folder_of_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_refused(server: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
-    """A save that the server refuses raises when asked, as save does, and leaves the old checkpoint."""
+    """The result of a save that the server refuses raises, as save does, and the old checkpoint stays."""
     fs.pipe_file(f"{bucket}/x.pt", b"old")
     future = async_save([1], f"s3://{bucket}/x.pt", storage_options=server.storage_options("reader"))
     with pytest.raises(AccessDeniedError, match=bucket):
@@ -386,7 +386,7 @@ def test_refused(server: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
 
 
 def failing(path: str, message: str = "stop") -> SaveFuture:
-    """A save that has failed, and whose result nobody asked for."""
+    """A failed save, whose result is never retrieved."""
     future = async_save(state(1), path, callback=Leaving(ValueError(message)))
     while not future.done():
         time.sleep(0.001)
@@ -398,7 +398,7 @@ def failing(path: str, message: str = "stop") -> SaveFuture:
     [("", "ValueError"), ("ftp://me:password@host is down", "ValueError: ftp://me:***@host is down")],
 )
 def test_unasked_failure_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture, message: str, shown: str) -> None:
-    """A failure that nobody asked for is logged once when the future is dropped, without the password of a URL."""
+    """A failure that is never retrieved is logged once when the future is dropped, without the password of a URL."""
     gc.disable()
     try:
         future = failing(str(tmp_path / "x.pt"), message)
@@ -418,7 +418,7 @@ def test_unasked_failure_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixt
 def test_asked_failure_is_not_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, ask: Callable[[SaveFuture], object]
 ) -> None:
-    """One that was asked for is not logged, and the future goes as soon as it is dropped."""
+    """One that was retrieved is not logged, and the future is freed as soon as it is dropped."""
     gc.disable()
     try:
         future = failing(str(tmp_path / "x.pt"))
@@ -823,7 +823,7 @@ def test_process_that_ends(root: str, server: LocalS3, monkeypatch: pytest.Monke
     ],
 )
 def test_failure_at_exit(tmp_path: Path, end: str, status: int) -> None:
-    """A failure that nobody asked for is reported at the end of the process, and by its status; all else is done."""
+    """A failure that is never retrieved is reported at exit, and by the exit status; all other work is done."""
     ended = run(FAILING + end, str(tmp_path / "x.pt"), str(tmp_path / "log"))
     report = [*ended.stderr.splitlines()]
     assert ended.returncode == status, report

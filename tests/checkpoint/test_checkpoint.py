@@ -248,7 +248,7 @@ class Short(io.BytesIO):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_short_reads_and_writes(zipped: bool) -> None:
-    """A file that takes or gives less than was asked is asked again."""
+    """A file that accepts or returns fewer bytes than requested is called again."""
     state = {"x": torch.randn(10000)}
     file = Short()
     torch.save(state, TrackingWriter(file, lambda count: None), _use_new_zipfile_serialization=zipped)  # type: ignore[arg-type]

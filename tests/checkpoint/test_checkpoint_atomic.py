@@ -224,7 +224,7 @@ def test_atomic_filesystems_are_written_to_directly(recording: Recording, prefix
 
 
 def test_listings_are_forgotten(recording: Recording) -> None:
-    """Load asks a filesystem to forget its listings."""
+    """load drops the cached listings of a filesystem."""
     save([1], "recording://x.pt")
     recording.opened.clear()
     load("recording://x.pt")

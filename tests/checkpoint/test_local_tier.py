@@ -61,7 +61,7 @@ for step in range(int(first), int(last) + 1):
     save(state, f"{root}/{step}.mdl", local=disk)
     print(step, flush=True)
 """
-# A forked child asks for the result of its parent's local half, which is held up: PATH DISK.
+# A forked child waits for the result of its parent's local half, which is delayed: PATH DISK.
 FORKING = """
 import os, sys, threading
 from fsspec_csx import async_save

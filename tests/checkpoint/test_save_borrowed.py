@@ -51,7 +51,7 @@ class Making:
 
 
 class Holder:
-    """Holds a tensor in an attribute, where nobody looks."""
+    """Holds a tensor in an attribute, which is not traversed."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor

@@ -119,7 +119,7 @@ def test_memory_is_bounded() -> None:
 
 
 def test_idle_memory_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A buffer that nobody used for a while goes by itself, though it was still in use when first looked at."""
+    """A buffer that was unused for a while is freed by itself, though it was still in use at the first check."""
     monkeypatch.setattr(snapshot, "_IDLE_SECONDS", 0.04)
     buffers = snapshot.Buffers()
     memory = buffers.lease(MIB)

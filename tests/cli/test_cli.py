@@ -66,7 +66,7 @@ def test_failures_are_two_sentences(capsys: pytest.CaptureFixture[str], tmp_path
 
 
 def test_profile_and_endpoint(server: LocalS3, aws_files: Path, tmp_path: Path, new_bucket: str) -> None:
-    """-p and --endpoint-url say who asks, and whom; in a process of its own, through python -m."""
+    """-p and --endpoint-url choose the credentials and the server; in a separate process, through python -m."""
     identity = server.identity
     (aws_files / "credentials").write_text(
         f"[work]\naws_access_key_id = {identity.access_key}\naws_secret_access_key = {identity.secret_key}\n"

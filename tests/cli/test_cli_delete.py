@@ -94,7 +94,7 @@ def test_manifest_first(bucket: str, environment: LocalS3) -> None:
 
 
 def test_killed_halfway(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is left of a folder when its deletion was stopped is still known as one, and goes when it is asked again."""
+    """The rest of a folder whose deletion was stopped is still recognized, and the same command deletes it."""
     shards = [f"h/model-0000{number}-of-00003.safetensors" for number in range(1, 4)]
     fill(root, "h/config.json", "h/model.safetensors.index.json", *shards, "x.mdl")
     remove = manage_delete.remove
@@ -226,7 +226,7 @@ def test_chained(form: str, tmp_path: Path) -> None:
 
 
 def test_dry_run(root: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A dry run asks nothing, deletes nothing, and prints what would go."""
+    """A dry run asks no question, deletes nothing, and prints what would be deleted."""
     fill(root, *SHARDED, "x.mdl")
     assert run("--dry-run", f"{root}/ckpt_1", f"{root}/x.mdl") == DONE
     assert capsys.readouterr().out == (
@@ -260,7 +260,7 @@ def test_nobody_to_ask(environment: LocalS3, bucket: str) -> None:
 
 @pytest.mark.parametrize(("answer", "gone"), [("y", True), ("YES", True), ("n", False), ("", False)])
 def test_question(tmp_path: Path, answer: str, gone: bool) -> None:
-    """On a terminal it asks, and takes only a yes for one."""
+    """On a terminal it asks, and only y and yes count as yes."""
     fill(str(tmp_path), "x.mdl")
     ours, its = pty.openpty()
     command = [sys.executable, "-m", "fsspec_csx", "checkpoint", "delete", str(tmp_path / "x.mdl")]
@@ -304,7 +304,7 @@ def test_refusals(server: LocalS3, bucket: str, capsys: pytest.CaptureFixture[st
 
 
 def test_local_refusal(tmp_path: Path) -> None:
-    """A folder that nobody may write to keeps its file, and the others go."""
+    """A read-only folder keeps its file, and the others are deleted."""
     fill(str(tmp_path), "a/x.mdl", "b/x.mdl")
     doomed = targets([tmp_path / "a" / "x.mdl", tmp_path / "b" / "x.mdl"])
     (tmp_path / "a" / "x.mdl").unlink()

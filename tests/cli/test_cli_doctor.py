@@ -85,7 +85,7 @@ def test_all_is_well(environment: LocalS3, fs: CSXFileSystem, bucket: str) -> No
 
 
 def test_without_a_bucket(environment: LocalS3, fs: CSXFileSystem) -> None:
-    """Without a URL nothing is asked but who we are."""
+    """Without a URL only the identity is requested."""
     with recorded_requests() as operations:
         seen = found()
     assert list(seen) == [*SETTINGS, "reachable", "clock", "signed in"]
@@ -228,7 +228,7 @@ def test_endpoint_that_is_none() -> None:
 
 
 def test_endpoint_down(closed_port: int) -> None:
-    """An endpoint where nobody listens is named."""
+    """An endpoint without a server is named."""
     url = f"http://127.0.0.1:{closed_port}"
     seen = found("s3://bucket", key="k", secret="s", endpoint_url=url)
     assert failures(seen) == ["reachable"]
@@ -282,7 +282,7 @@ def test_wrong_region() -> None:
 
 
 def test_endpoint_that_is_not_available() -> None:
-    """A gateway that has nobody behind it is reported as such."""
+    """A gateway without a server behind it is reported as such."""
     with answering(502, b"Bad Gateway", "text/plain") as url:
         seen = found(key="k", secret="s", endpoint_url=url)
     assert failures(seen) == ["reachable"]
@@ -390,7 +390,7 @@ def test_upload_in_parts_that_is_refused(server: LocalS3, fs: CSXFileSystem, buc
 
 
 def test_upload_that_may_not_be_aborted(server: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
-    """The right to abort uploads is asked for, without leaving one behind."""
+    """The right to abort uploads is checked, without leaving an upload behind."""
     with fault_proxy(server.endpoint_url) as proxy:
         proxy.faults = [Fault("DELETE", query="uploadId", times=ALWAYS, answer=error_answer(403, "AccessDenied"))]
         seen = found(f"s3://{bucket}", **{**server.storage_options(), "endpoint_url": proxy.url})
@@ -462,7 +462,7 @@ def test_interrupted(environment: LocalS3, fs: CSXFileSystem, bucket: str, monke
 
 @pytest.mark.slow
 def test_terminated(server: LocalS3, fs: CSXFileSystem, bucket: str) -> None:
-    """The command that is asked to end in the midst leaves nothing behind."""
+    """A command that is terminated in the middle leaves nothing behind."""
     with fault_proxy(server.endpoint_url) as proxy:
         large = Fault("GET", when=lambda asked: "cszoo-doctor" in asked.path, skip=1, stall_down=1000)
         proxy.faults = [large]
@@ -629,7 +629,7 @@ def test_amazon_is_the_default_endpoint(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_source_of_the_region(environment: LocalS3, aws_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The region is reported with what names it, and a variable that nobody reads as such."""
+    """The region is reported with its source, and a variable that botocore does not read as such."""
     monkeypatch.delenv("AWS_REGION")
     (aws_files / "config").write_text("[profile work]\nregion = eu-west-3\n[profile plain]\n")
 

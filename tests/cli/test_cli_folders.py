@@ -168,7 +168,7 @@ def test_diff_exit_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.usefixtures("environment")
 def test_shards_are_opened_once(bucket: str, server: LocalS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many pieces are read of a shard, it is asked for once."""
+    """However many pieces of a shard are read, the shard is requested once."""
     monkeypatch.setattr(tensor_stream, "_PIECE", 2**14)
     monkeypatch.setattr(tensor_stream, "_BATCH", 2**15)
     first = by_us(f"s3://{bucket}/a")

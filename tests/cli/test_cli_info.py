@@ -139,7 +139,7 @@ def test_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_as_a_process(environment: LocalS3, bucket: str, aws_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command says who asks and whom, by the environment or a profile, and no secret."""
+    """The command shows the credentials in use and the endpoint, from the environment or a profile, and no secret."""
     path = f"s3://{bucket}/run/x.mdl"
     save(STATE, path)
     lines = shown(capsys, path)

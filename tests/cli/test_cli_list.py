@@ -147,7 +147,7 @@ def test_emptied_root(bucket: str, environment: LocalS3) -> None:
 
 @pytest.mark.parametrize("path", ["", "s3://", "s3:/bucket", "nothing://x"])
 def test_what_is_no_root(path: str) -> None:
-    """What cannot name a folder is refused before anything is asked; the error has the path as it was given."""
+    """A path that cannot name a folder is refused before any request; the error has the path as it was given."""
     with pytest.raises(CheckpointPathError, match=f"'{path}'" if path else "empty") as caught:
         checkpoints(path)
     assert "/checkpoint'" not in caught.value.reason

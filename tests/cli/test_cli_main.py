@@ -98,7 +98,7 @@ def test_wrong_numbers(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_closed_streams(tmp_path: Path) -> None:
-    """Without stdin, stdout or stderr the command works, and asks nothing; an error does not get to stdout."""
+    """Without stdin, stdout or stderr the command works, and asks no question; an error does not go to stdout."""
     (tmp_path / "a.pt").write_bytes(b"data")
 
     def run(closed: str, *words: str) -> subprocess.CompletedProcess[str]:

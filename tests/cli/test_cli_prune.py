@@ -65,7 +65,7 @@ def test_plan(keep: int, every: int | None, kept: list[int]) -> None:
 
 
 def test_plan_always_keeps_the_newest() -> None:
-    """Whatever is asked, the newest stays, and nothing is both kept and deleted."""
+    """Whatever the options, the newest stays, and nothing is both kept and deleted."""
     for count, keep, every in itertools.product(range(5), range(1, 4), (None, 1, 2, 3)):
         given = found(*range(count))
         planned = plan(given, keep, every)
@@ -102,7 +102,7 @@ def test_plan_of_nothing(keep: int, every: int | None) -> None:
 
 
 def test_prune(root: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is deleted by a dry run, or where nobody can be asked; with --yes what was shown, and no neighbour."""
+    """A dry run, or a run without a terminal, deletes nothing; --yes deletes what was shown, and nothing else."""
     for step in (100, 200, 300, 1000):
         save([step], f"{root}/run/checkpoint_{step}.mdl")
     others = ["run/last.mdl", "run/notes_100.txt", "run/sub/checkpoint_1.mdl", "run0/checkpoint_1.mdl"]

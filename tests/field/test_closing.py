@@ -503,7 +503,7 @@ def test_transaction_left_by_sys_exit(fs: CSXFileSystem, path: str, open_file: O
 
 @pytest.mark.parametrize("wrap", [lambda file: file, io.TextIOWrapper, io.BufferedWriter])
 def test_dropped(fs: CSXFileSystem, path: str, open_file: Open, wrap: Callable[[Any], Any]) -> None:
-    """A file that nobody closes is discarded with a warning, below a wrapper too."""
+    """A file that is never closed is discarded with a warning, below a wrapper too."""
     file = wrap(write(open_file))
     with pytest.warns(DiscardedFileWarning, match="It was not closed"):
         del file
@@ -632,7 +632,7 @@ file.close()
 
 
 def test_forked_child_cannot_write(environment: LocalS3, fs: CSXFileSystem, path: str) -> None:
-    """A child that writes to its copy of the parent's file, which nobody would publish, gets an error."""
+    """A child that writes to its copy of the parent's file, which would never be published, gets an error."""
     subprocess.run([*python(), "-c", FORKED, f"s3://{path}"], check=True, timeout=100)
     assert fs.cat_file(path) == b"new"
 

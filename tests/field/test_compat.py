@@ -132,6 +132,6 @@ def test_cache_of_an_unknown_kind(tmp_path: Path) -> None:
 
 
 def test_fetcher_without_known_connections() -> None:
-    """Metadata that is asked for by another kind of session is an error."""
+    """Metadata that another kind of session requests is an error."""
     with pytest.raises(ImportError, match="aiobotocore"):
         compat.connections_of(object())

@@ -30,7 +30,7 @@ AMBIGUOUS = {"keys of one text", "a dotted clash"}
 
 
 def loaded(path: str) -> Any:
-    """What load gives; with the trust that it asks for."""
+    """What load returns; with ``weights_only=False`` where it requires that."""
     try:
         return load(path)
     except UnsafeCheckpointError:

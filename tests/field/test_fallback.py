@@ -44,7 +44,7 @@ def flipped(path: str) -> None:
 
 @pytest.mark.parametrize("damage", [cut, flipped])
 def test_damaged_file(root: str, damage: Callable[[str], None], caplog: pytest.LogCaptureFixture) -> None:
-    """A file that was cut short, or changed, is passed over with a warning; that it was asked for makes it an error."""
+    """A truncated or changed file is skipped with a warning; if the caller names it, it is an error."""
     _, whole = trained(f"{root}/run")
     damage(f"{root}/run/checkpoint_6.mdl")
     for damaged in ("checkpoint_6.mdl", "checkpoint_4.mdl"):

@@ -87,7 +87,7 @@ def test_server_that_is_just_starting(
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:{}", "http://no-such-host.invalid"])
 def test_server_that_never_starts(closed_port: int, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An address that refuses connections, or is unknown, is tried for some seconds; a configuration may ask for one.
+    """An address that refuses connections, or is unknown, is tried for some seconds; a configuration may set one try.
 
     The error names the endpoint, and for how long it was tried.
     """

@@ -193,7 +193,7 @@ def test_bytes_after_the_last_element(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_jagged_in_another_process(tmp_path: Path) -> None:
-    """A nested jagged tensor is loaded where torch._dynamo, for which torch.load asks, was not imported yet."""
+    """A nested jagged tensor is loaded if torch._dynamo, which torch.load requires, was not imported yet."""
     torch.save({"x": TORCHS["jagged"]()}, tmp_path / "x.mdl")
     program = "import sys, fsspec_csx; assert fsspec_csx.load(sys.argv[1])['x'].is_nested"
     subprocess.run([sys.executable, "-W", "ignore", "-c", program, tmp_path / "x.mdl"], check=True)

@@ -22,7 +22,7 @@ def read(store: Store, path: str) -> bytes:
         return bytes(file.read())
 
 
-# What is asked about an object that holds b"0123456789".
+# Lookups and reads of an object that holds b"0123456789".
 QUESTIONS: dict[str, Callable[[Store, str], bool]] = {
     "exists": lambda store, path: bool(store.fs.exists(path)),
     "isfile": lambda store, path: bool(store.fs.isfile(path)),

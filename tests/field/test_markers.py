@@ -15,7 +15,7 @@ MARKED = {"d/": b"", "d/f": b"F", "d/s/": b"", "d/s/g": b"G", "d/empty/": b""}
 
 
 def test_colliding_key(store: Store) -> None:
-    """An object whose key is a prefix too is a file and a folder, in whichever order that is asked."""
+    """An object whose key is also a prefix is a file and a folder, in whichever order these are looked up."""
     store.fill(COLLIDING)
     fs, path = store.fs, store.path("p")
     for _ in range(2):

@@ -140,7 +140,7 @@ def timed(root: Path, *names: str) -> None:
 
 
 def test_no_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where no name says a step, the newest is by time, and nothing is deleted unless that is asked for."""
+    """If no name has a step, the newest is by time, and nothing is deleted without --by time."""
     names = [f"model-val_loss={loss}.ckpt" for loss in ("0.93", "0.41", "0.08")]
     timed(tmp_path, *names)
     assert newest(str(tmp_path)) == names[2]

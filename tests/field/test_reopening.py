@@ -1,4 +1,4 @@
-"""What is read is the object as it is when the file is opened, by the cache that was asked for."""
+"""A file reads the object in its state when the file was opened, through the chosen cache."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class Counting(Sampler[int]):
 
 
 class Lazy(Sampler[int]):
-    """Draws each index when it is asked for it."""
+    """Draws each index when it is requested."""
 
     def __len__(self) -> int:
         return 24

@@ -103,7 +103,7 @@ def test_checksums_of_reads_are_refused(
     status: int,
     code: str,
 ) -> None:
-    """Every way to read works, asks for checksums until that is refused, and then no more; it is logged once."""
+    """Every way to read works, and requests checksums until they are refused, and then no more; that is logged once."""
     fs.pipe_file(f"{bucket}/x", data)
     asked = through(proxy, server, max_concurrency=1)
     proxy.faults = [Fault(when=has_checksum, times=10**6, answer=error_answer(status, code))]
@@ -129,7 +129,7 @@ def test_refused_head_is_found_out(server: LocalS3, fs: CSXFileSystem, bucket: s
 def test_errors_that_are_not_about_checksums(
     server: LocalS3, fs: CSXFileSystem, bucket: str, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A refusal that is the same without the header is an error, and later reads ask for checksums."""
+    """A refusal that is the same without the header is an error, and later reads request checksums."""
     fs.pipe_file(f"{bucket}/x", SMALL)
     asked = through(proxy, server)
     proxy.faults = [Fault("GET", times=2, answer=error_answer(400, "InvalidArgument"))]

@@ -1,4 +1,4 @@
-"""Many processes ask each other little, and only the first one writes and speaks."""
+"""Many processes communicate little, and only the first one writes and logs."""
 
 from __future__ import annotations
 

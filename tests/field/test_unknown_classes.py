@@ -157,7 +157,7 @@ def test_diff_compares_the_rest(path: str) -> None:
 
 
 def test_convert_leaves_them_out(path: str) -> None:
-    """To safetensors they are left out where that is asked for; formats of values refuse them by name."""
+    """A conversion to safetensors leaves them out if the caller allows it; formats of values refuse them by name."""
     dropped = convert(path, "x.safetensors", drop_values=True).dropped
     assert {f"hyper_parameters.{name}" for name in UNKNOWN} <= set(dropped)
     assert same(load("x.safetensors")["state_dict.weight"], MODEL["weight"])

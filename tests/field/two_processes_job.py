@@ -23,7 +23,7 @@ CALLS = ("all_reduce", "all_gather_object", "broadcast_object_list", "barrier", 
 
 
 class Counts(Callback):
-    """Counts what a training asks the other processes, and how often the Trainer waits for a number of a tensor."""
+    """Counts a training's messages to other processes, and how often the Trainer waits for a tensor's value."""
 
     def __init__(self) -> None:
         self.calls = 0

@@ -158,7 +158,7 @@ def test_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["s3", "local.mdl"])
 def test_pickles_are_refused_by_name(form: str) -> None:
-    """Values that are pickles are named, all of them, and what is asked for without them is loaded."""
+    """An error names all values that are pickles; a load of other keys succeeds."""
     path = DATA / "nested" / form
     with pytest.raises(UnsafeCheckpointError) as caught:
         load(path)

@@ -15,7 +15,7 @@ from fsspec_csx.tensors.source import Source
 
 
 def test_sizes_beyond_the_end() -> None:
-    """An item gives no more than it has, and takes no memory for more, whatever is asked for."""
+    """An item returns no more than it has, and takes no memory for more, whatever size is requested."""
     data = bytes(range(256)) * 1024
     shard = Source(io.BytesIO(data), len(data))
     (((_, file),),) = sliced(shard, [ItemLocation("x", 10, 100_000)], lambda item: item)

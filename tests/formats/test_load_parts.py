@@ -90,7 +90,7 @@ def test_keys(root: str) -> None:
 
 
 def test_function_of_names(root: str) -> None:
-    """A function is asked for the name of each entry."""
+    """A function is called with the name of each entry."""
     whole = state()
     save(whole, f"{root}/x.pt")
     part = load(f"{root}/x.pt", keys=lambda name: name.endswith("bias"))
@@ -322,7 +322,7 @@ def test_into_parts_of_a_storage(root: str) -> None:
 
 
 def test_into_with_keys(root: str) -> None:
-    """With keys only what is asked for is filled, and the object may have more."""
+    """With keys only the selected entries are filled, and the object may have more."""
     whole = state()
     save(whole, f"{root}/x.pt")
     target = zeroed(whole)
@@ -351,7 +351,7 @@ def test_all_that_does_not_fit(root: str) -> None:
 
 
 def test_unexpected_keys_when_chosen(root: str) -> None:
-    """With keys, what was asked for must have a place."""
+    """With keys, each selected entry must exist in the object."""
     save({"a": torch.ones(2), "b": torch.ones(2)}, f"{root}/x.pt")
     with pytest.raises(MismatchError, match="has 'b', which"):
         load(f"{root}/x.pt", into={"a": torch.zeros(2)}, keys=["a", "b"])

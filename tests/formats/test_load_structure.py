@@ -117,7 +117,7 @@ def test_classes_of_the_users_go_torchs_way() -> None:
 
 
 def test_code_goes_torchs_way() -> None:
-    """With weights_only=False nobody knows what looks at tensors."""
+    """With weights_only=False any code may read the tensors."""
 
     seen = []
 
@@ -158,7 +158,7 @@ def test_ties_and_views(root: str) -> None:
 
 @pytest.mark.parametrize("alignment", [1, 64, 100, 4096])
 def test_alignment(alignment: int) -> None:
-    """Wherever torch was asked to align the tensors, they are found without another read."""
+    """Whatever alignment torch was configured to write, the tensors are found without another read."""
     from torch.utils.serialization import config
 
     with config.patch({"save.storage_alignment": alignment}):  # type: ignore[attr-defined]  # torch adds it at run time
@@ -495,7 +495,7 @@ def forged(data: bytes, record: str, **changes: int) -> bytes:
 
 
 def tolerant(data: bytes) -> None:
-    """Load a file that may be good or not; one that makes torch ask for too much memory is an error."""
+    """Load a file that may be valid or not; one that makes torch request too much memory is an error."""
     with warnings.catch_warnings(), contextlib.suppress(InvalidCheckpointError):
         warnings.simplefilter("ignore")
         loaded(data)
@@ -554,7 +554,7 @@ def test_entries_on_top_of_each_other() -> None:
 
 
 def test_a_tensor_larger_than_its_record() -> None:
-    """A pickle that asks for more than its record has is refused."""
+    """A pickle that needs more bytes than its record has is refused."""
     data = saved({"x": torch.zeros(100, dtype=torch.uint8)})
     entries = unzipped(data)
     entries["archive/data.pkl"] = entries["archive/data.pkl"].replace(b"Kdt", b"K\xf0t")

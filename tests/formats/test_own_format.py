@@ -88,7 +88,7 @@ def test_folder_format(root: str) -> None:
 
 
 def test_verbs_name_no_format() -> None:
-    """The verbs ask the registry what a folder holds; only a comparison of values knows a format's own classes."""
+    """The verbs learn from the registry what a folder holds; only a comparison of values knows a format's classes."""
     for path in (Path(fsspec_csx.__file__).parent / "manage").glob("*.py"):
         imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
         named = {part for node in imports for part in (node.module or "").split(".")[2:3]}

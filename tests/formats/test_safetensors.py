@@ -195,7 +195,7 @@ class Pieces(io.BytesIO):
 
 
 class Borrowing(Pieces):
-    """A file that can borrow, and looks at what it borrowed only when asked."""
+    """A file that can borrow memory, and reads what it borrowed only on demand."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -254,7 +254,7 @@ def test_memory_is_not_copied_for_a_plain_file() -> None:
 
 
 def test_short_writes() -> None:
-    """A file that takes less than it was given is asked again."""
+    """A file that accepts fewer bytes than it was given gets the rest again."""
 
     class Short(io.BytesIO):
         def write(self, data: Any) -> int:

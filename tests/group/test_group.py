@@ -72,7 +72,7 @@ def test_formats(
         alone = gets(proxy)
         assert group_job.run("names", root, tmp_path) == [[f"{name} {held[name]}"]] * 2
         many = gets(proxy)
-        if name == "cerebras":  # its large objects are asked for whole by a request that ends when others have the rest
+        if name == "cerebras":  # a request for a whole large object ends when the other requests have the rest
             assert max(many[0] / alone[0], many[1] / alone[1]) <= 1.2, (alone, many)
         else:
             assert many[0] <= alone[0] + 4, (name, alone, many)  # what is left of a share is a request of its own

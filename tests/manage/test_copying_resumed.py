@@ -53,7 +53,7 @@ def proxy(server: LocalS3) -> Iterator[FaultProxy]:
 def far(
     server: LocalS3, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, environment: LocalS3, tmp_path: Path
 ) -> FaultProxy:
-    """The proxy, unharmed, before the endpoint of the environment; failures are not asked again for long."""
+    """The proxy, without faults, before the endpoint of the environment; failures are not retried for long."""
     proxy.faults, proxy.requests = [], []
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -334,7 +334,7 @@ def test_damage_on_the_way_is_found(far: FaultProxy, fs: CSXFileSystem, server: 
 
 
 def fetched(far: FaultProxy) -> int:
-    """How many parts were asked for."""
+    """How many parts were requested."""
     return len([one for one in far.made("GET") if one.span])
 
 
@@ -413,7 +413,7 @@ def test_kept_bytes_are_checked(far: FaultProxy, stored: str, half: Path) -> Non
 def test_kept_bytes_may_be_read_in_pieces(
     far: FaultProxy, stored: str, half: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bytes that came are not fetched again where the filesystem reads fewer at a time than it is asked for."""
+    """Bytes that arrived are not fetched again if the filesystem returns fewer at a time than requested."""
     read = os.pread
     monkeypatch.setattr(os, "pread", lambda file, size, start: read(file, min(size, 100_000), start))
     copy(stored, half)

@@ -32,13 +32,13 @@ def _in_threads(function: Callable[[], object], *, daemon: bool) -> None:
 
 
 def open_files(path: str) -> None:
-    """The process ends with files open, which nobody ever closes."""
+    """The process ends with files open, which are never closed."""
     _kept.extend([_begun(path), _begun(path)])
     sys.exit(7)
 
 
 def open_file_and_error(path: str) -> None:
-    """An exception that nobody catches ends it with a file open."""
+    """An uncaught exception ends it with a file open."""
     file = _begun(path)
     raise KeyError(file)
 

@@ -101,7 +101,7 @@ class NullServer(ThreadingHTTPServer):
         return self._sorted
 
     def filesystem(self, **options: Any) -> CSXFileSystem:
-        """A filesystem of its own that asks this server."""
+        """A separate filesystem on this server."""
         report = {"endpoint_url": self.url, "key": "nobody", "secret": "nothing", "use_listings_cache": False}
         made = fsspec.filesystem("s3", **report, **options, skip_instance_cache=True)
         assert isinstance(made, CSXFileSystem)
@@ -182,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.refuse(416, "InvalidRange")
             return
         self.answer("", 206 if headers else 200, Content_Length=str(end - start), ETag=found.etag, **headers)
-        with suppress(ConnectionError):  # who asks for all may want only the beginning
+        with suppress(ConnectionError):  # a client that requests all may read only the beginning
             for memory in found.read(start, end):
                 self.wfile.write(memory)
 

@@ -103,7 +103,7 @@ def _read_small(place: Place) -> dict[str, bytes]:
     return {path.removeprefix(f"{place.path}/"): content for path, content in found.items()}
 
 
-# The server refuses the second delivery, since there is an object, and nobody can know that the first was ours.
+# The server refuses the second delivery, since the object exists, and it cannot be known that the first was ours.
 _UNTOLD = frozenset({"delivered twice"})
 
 FILES = [

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Result = Literal["done", "refused", "lost"]
-"""Done as asked; refused with an error that says why, and all is as it was; or anything else, which must not be."""
+"""Done; refused with an error that says why, and nothing has changed; or anything else, which is a failure."""
 
 
 @dataclass(frozen=True)

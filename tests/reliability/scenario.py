@@ -35,7 +35,7 @@ class Scenario:
 
 
 UNSEEN = frozenset({"bit flipped on the way down"})
-"""Without TLS nobody notices it in a part of an object, of which S3 says no checksum."""
+"""Without TLS it is not noticed in a range of an object, for which S3 has no checksum."""
 
 
 Equal = Callable[[Any, Any], bool]

@@ -61,7 +61,7 @@ def of_copy(stage: Stage) -> Scene:
 
     def again() -> tuple[Any, ...] | None:
         gone, there = stage.data(source) is None, stage.data(target) == blob(NEW)
-        # A copy that was made refuses to be made again, unless it is asked to.
+        # A finished copy is refused when it is repeated, unless with overwrite.
         return None if gone or (verb == "copy" and there and not former) else job
 
     job = ("cszoo", verb, source, target, *options)

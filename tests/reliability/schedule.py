@@ -65,7 +65,7 @@ def schedule(seed: int | str, fitting: Mapping[str, int]) -> tuple[Planned, ...]
 
 
 def one(name: str, fitting: Mapping[str, int], random: Random, *, always: bool | None = None) -> Planned:
-    """A random fault of a kind; that happens once or always, as is asked for, or at random."""
+    """A random fault of a kind, which happens once or always, as given, or at random."""
     kind = KINDS[name]
     lasting = kind.lasting or (random.random() < _LASTING_SHARE if always is None else always)
     times = ALWAYS if lasting else random.randint(1, kind.burst)

@@ -44,7 +44,7 @@ OPERATIONS: dict[str, Callable[[CSXFileSystem], object]] = {
 
 @pytest.fixture(scope="module")
 def elsewhere() -> Iterator[Listener]:
-    """A server that nobody has named as an endpoint."""
+    """A server that is not the configured endpoint."""
     with listening() as running:
         yield running
 
@@ -73,7 +73,7 @@ def sending_on(status: int, elsewhere: Listener, body: bytes | None = None) -> C
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_redirect_to_another_host(endpoint: Listener, elsewhere: Listener, operation: str, status: int) -> None:
-    """It is an error that names the host, which hears nothing, whatever was asked."""
+    """It is an error that names the host, which receives nothing, whatever the operation."""
     endpoint.answer = sending_on(status, elsewhere)
     fs = fsspec.filesystem("s3", **SECRETS, endpoint_url=endpoint.url, skip_instance_cache=True)
     with pytest.raises(EndpointError, match=r"redirects to http://localhost:\d+"):
@@ -141,7 +141,7 @@ def pod(endpoint: Listener, elsewhere: Listener, aws_files: Path, monkeypatch: p
 
 
 def test_redirect_of_what_gives_credentials(endpoint: Listener, elsewhere: Listener, pod: str) -> None:
-    """The token that a role is asked for with goes to the endpoint that was named alone."""
+    """The token with which a role is assumed goes only to the configured endpoint."""
     with pytest.raises(PermissionError, match="gives no credentials"):
         fsspec.filesystem("s3", skip_instance_cache=True).ls("bucket")
     assert any(pod.encode() in one.body for one in endpoint.heard)
@@ -150,7 +150,7 @@ def test_redirect_of_what_gives_credentials(endpoint: Listener, elsewhere: Liste
 
 @pytest.fixture
 def container(endpoint: Listener, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A container's metadata service, which is asked with a token; the token."""
+    """A container's metadata service, which requires a token; the token."""
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{endpoint.url}/role")
     monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", "the-token-of-the-container")
     return "the-token-of-the-container"
@@ -182,7 +182,7 @@ def test_redirect_of_a_container(
 def test_redirect_of_an_instance(
     endpoint: Listener, elsewhere: Listener, instance: None, status: int, redirected: str
 ) -> None:
-    """So it is with an instance that sends on those who ask for its token, or come with it."""
+    """The same holds for an instance that redirects requests for its token, or with it."""
     sent = sending_on(status, elsewhere, b"")
     endpoint.answer = lambda heard: sent(heard) if heard.method == redirected else (200, {}, b"token-of-the-instance")
     with pytest.raises(CredentialsError, match=r"redirects to http://localhost:\d+"):

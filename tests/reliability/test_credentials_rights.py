@@ -106,7 +106,7 @@ def test_member_manages_a_folder(
 def test_outside(
     store: LocalS3, admin: CSXFileSystem, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    """What is someone else's is refused by its name, whatever is asked, and stays as it was."""
+    """Another user's objects are refused by name, whatever the operation, and stay unchanged."""
     become(store, monkeypatch, name)
     before = state_of(admin)
     path = f"{OTHERS}/checkpoint_1.mdl"

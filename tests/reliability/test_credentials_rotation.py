@@ -30,7 +30,7 @@ BUCKET = "rotation"
 EXPIRED = error_answer(400, "ExpiredToken")
 NAMES = ["first", "second", "third", "fourth"]
 
-# Prints the keys that are good now, and counts how often it is asked.
+# Prints the keys that are valid now, and counts how often it is called.
 PROCESS = """
 [ -e {0}/broken ] && cat {0}/broken >&2 && exit 1
 echo >> {0}/asked
@@ -182,7 +182,7 @@ def test_upload_goes_on_with_new_keys(
 def test_download_goes_on_with_new_keys(
     store: LocalS3, source: Source, proxy: FaultProxy, fs: CSXFileSystem, admin: CSXFileSystem
 ) -> None:
-    """So it is with reads; no byte that has come is asked for again."""
+    """The same holds for reads; no byte that has arrived is requested again."""
     admin.pipe_file(f"{BUCKET}/source", DATA)
     proxy.faults = changing(store, source, every=2)
     with fs.open(f"{BUCKET}/source", "rb") as file:
@@ -313,7 +313,7 @@ def test_process_that_does_not_work(proxy: FaultProxy, aws_files: Path, kind: st
 
 
 def test_process_is_asked_no_more_than_needed(store: LocalS3, proxy: FaultProxy, aws_files: Path) -> None:
-    """Keys that are good for long are asked for once, however many requests there are."""
+    """Keys that are valid for long are requested once, however many requests use them."""
     running_program(aws_files)
     (aws_files / "keys").write_text(printed(store.identity, 3600))
     fs = fsspec.filesystem("s3", profile="work")

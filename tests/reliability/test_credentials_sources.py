@@ -183,7 +183,7 @@ def test_container_that_gives_nothing(giver: Listener, monkeypatch: pytest.Monke
 
 
 def test_instance_without_a_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nobody answers for an instance, this is found out soon, and the rules are listed."""
+    """If no instance metadata service answers, the error comes soon, and lists the rules."""
     monkeypatch.delenv("AWS_EC2_METADATA_DISABLED")
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -205,7 +205,7 @@ def test_instance_that_is_not_to_be_asked(giver: Listener, monkeypatch: pytest.M
 
 
 def test_sso_that_has_expired_in_between(aws_files: Path) -> None:
-    """A login that is missing is reported with the command that brings it, and nobody opens a browser."""
+    """A missing login is reported with the command to log in, and no browser is opened."""
     (aws_files / "config").write_text(
         "[sso-session work]\nsso_start_url = https://example.awsapps.com/start\nsso_region = us-east-1\n"
         "[profile sso]\nsso_session = work\nsso_account_id = 123456789012\nsso_role_name = trainer\n"

@@ -99,7 +99,7 @@ def test_expired_certificate(
 
 @pytest.mark.parametrize("operation", ["info", "cat", "pipe"])
 def test_server_without_tls(server: LocalS3, operation: str) -> None:
-    """A server that speaks plain HTTP where https:// was asked for is reported as that, and gets nothing."""
+    """A server that speaks plain HTTP at an https:// endpoint is reported as such, and receives nothing."""
     url = server.endpoint_url.replace("http:", "https:")
     with pytest.raises(EndpointError, match=r"does not speak TLS.*http://") as caught:
         OPERATIONS[operation](client(url, server))

@@ -40,7 +40,7 @@ def trials(server: LocalS3) -> Iterator[Bench]:
 
 @pytest.fixture(scope="module")
 def fitting(trials: Bench) -> dict[str, dict[str, int]]:
-    """For each scenario, how many of its requests each kind of fault could happen to; filled as it is asked for."""
+    """For each scenario, how many of its requests each kind of fault could hit; filled on demand."""
     return {}
 
 

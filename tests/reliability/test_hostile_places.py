@@ -200,7 +200,7 @@ def client(url: str) -> CSXFileSystem:
 
 
 def test_parts_without_end() -> None:
-    """A server that says again and again that there are more parts is not asked again and again."""
+    """A server that always reports more parts is not asked endlessly."""
     body = b"<ListPartsResult><IsTruncated>true</IsTruncated><NextPartNumberMarker>1</NextPartNumberMarker>"
     body += b"<Part><PartNumber>1</PartNumber><Size>5</Size><ETag>x</ETag>"
     body += b"<LastModified>2020-01-01T00:00:00Z</LastModified></Part></ListPartsResult>"

@@ -37,7 +37,7 @@ def server() -> Iterator[Listener]:
 
 @pytest.fixture
 def fs(server: Listener, monkeypatch: pytest.MonkeyPatch) -> CSXFileSystem:
-    """A filesystem that asks it; without the waits between attempts."""
+    """A filesystem on this server, without waits between attempts."""
     monkeypatch.setattr("botocore.retryhandler.random.random", lambda: 0.01)
     server.heard.clear()
     made = fsspec.filesystem("s3", **KEYS, endpoint_url=server.url, use_listings_cache=False, skip_instance_cache=True)
@@ -233,7 +233,7 @@ def endless(status: str, begun: bytes, piece: bytes) -> Callable[[bytes], Iterat
 
 
 def talked_to(talker: Talker) -> CSXFileSystem:
-    """A filesystem that asks such a server."""
+    """A filesystem on such a server."""
     options = {"use_listings_cache": False, "skip_instance_cache": True}
     made = fsspec.filesystem("s3", **KEYS, endpoint_url=talker.url, **options)
     assert isinstance(made, CSXFileSystem)

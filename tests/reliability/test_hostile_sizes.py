@@ -34,7 +34,7 @@ def server() -> Iterator[Listener]:
 
 @pytest.fixture
 def fs(server: Listener, monkeypatch: pytest.MonkeyPatch) -> CSXFileSystem:
-    """A filesystem that asks it; without the waits between attempts."""
+    """A filesystem on this server, without waits between attempts."""
     monkeypatch.setattr("botocore.retryhandler.random.random", lambda: 0.01)
     server.heard.clear()
     options = {"endpoint_url": server.url, "use_listings_cache": False, "skip_instance_cache": True}
@@ -82,7 +82,7 @@ READS: dict[str, Callable[[CSXFileSystem, Path], object]] = {
     "get": lambda fs, folder: fs.get_file("bucket/a.mdl", f"{folder}/a"),
     "read": lambda fs, folder: fs.open("bucket/a.mdl", "rb").read(),
 }
-# Where only a HEAD lies, or what is asked for in part, the whole can be had.
+# If only HEAD, or only a partial response, is wrong, the whole object can be read.
 UNHARMED = {(lie, read) for lie in ("head", "shrunk", "range_of_none") for read in ("cat", "get")}
 TRIED = [(lie, read) for lie in ("head", "length", "range", "shrunk") for read in READS]
 TRIED += [(lie, read) for lie in ("negative", "no_number", "range_of_none") for read in ("cat", "read")]
@@ -129,7 +129,7 @@ def test_object_without_etag(server: Listener, fs: CSXFileSystem, tmp_path: Path
 
 
 def test_parts_beyond_number(server: Listener, fs: CSXFileSystem) -> None:
-    """A copy asks for no more parts than an object can have, whatever its ETag says; it is made in parts of its own."""
+    """A copy looks up no more parts than an object can have, whatever its ETag says; it chooses its own parts."""
     huge = {**FOUND, "ETag": f'"0-{HUGE}"'}
     copied = b"<CopyPartResult><ETag>x</ETag></CopyPartResult>"
     done = b"<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>"

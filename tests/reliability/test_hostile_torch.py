@@ -187,7 +187,7 @@ def test_shared_entries_are_loaded(tmp_path: Path) -> None:
 
 
 def test_names_of_any_kind(tmp_path: Path) -> None:
-    """A name that is asked for in vain is looked for among long and dotted ones without end."""
+    """A missing name among many long and dotted ones is an error with a short message."""
     names = {"." * 1_000_000: 1, "x" * 1_000_000: 1} | {"ab" * 45 + str(number): 1 for number in range(20_000)}
     path = written(tmp_path, archive(names))
     with pytest.raises(MissingEntryError) as caught:

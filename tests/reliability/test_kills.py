@@ -26,7 +26,7 @@ def test_kills() -> None:
 
 
 def test_what_the_server_acknowledged_is_there(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What the tests' server has said to have does not get lost when it is killed, so that it may be asked for."""
+    """Objects that the tests' server has acknowledged survive its kill, so the tests may rely on them."""
     known: dict[str, bytes] = {}
     with LocalS3() as server:
         fs = fsspec.filesystem("s3", **server.storage_options(), use_listings_cache=False)

@@ -73,7 +73,7 @@ def check_object(server: NullServer, path: str, size: int) -> None:
 
 @pytest.mark.parametrize("size", [pytest.param(4 * GIB + 100 * MIB, marks=pytest.mark.long), LONG])
 def test_written_to_a_file(null: NullServer, size: int) -> None:
-    """What is written through open, of a length that nobody knows before, is sent in parts that grow."""
+    """Data of unknown length that is written through open is sent in growing parts."""
     fs = null.filesystem()
     memory = memoryview(bytearray(16 * MIB))
     marks = marked(size)
@@ -207,7 +207,7 @@ BORDERS = [LEAST_PART, PART, PARTS * LEAST_PART, PARTS * PART, LARGEST_PART, 5 *
 
 @pytest.mark.parametrize("wanted", [None, 1, LEAST_PART, PART + 1, GIB, LARGEST_PART, 2**50])
 def test_parts_of_any_object(wanted: int | None) -> None:
-    """Whatever the size and whatever part is asked for, 10,000 parts that S3 takes hold all of it."""
+    """Whatever the size and the chosen part, at most 10,000 valid parts hold all of it."""
     for size in sorted({border + more for border in BORDERS for more in (-MIB, -1, 0, 1, MIB)}):
         if size <= LARGEST:
             part = part_size_for(size, wanted)

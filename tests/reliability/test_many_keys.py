@@ -51,7 +51,7 @@ def path_of(step: int) -> str:
 
 @contextmanager
 def asking(server: NullServer, **requests: int) -> Iterator[None]:
-    """Within the block the server is asked so many times at most for what is named, and for nothing else."""
+    """Within the block the server gets at most this many requests of the named kinds, and no others."""
     server.requests.clear()
     began = time.monotonic()
     yield

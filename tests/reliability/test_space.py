@@ -225,7 +225,7 @@ def test_server_without_room(
         FULL[operation](str(source), f"s3://{bucket}/run/x.mdl")
     assert isinstance(caught.value, OSError)
     assert bucket in str(caught.value)
-    assert proxy.faults[0].times == 98  # it is not asked again
+    assert proxy.faults[0].times == 98  # there is no further request
     assert fs.cat_file(f"{bucket}/run/x.mdl") == save_small()
     assert [name for name in fs.find(bucket) if not name.endswith("/run")] == [f"{bucket}/run/x.mdl"]
     assert fs.list_multipart_uploads(bucket) == []

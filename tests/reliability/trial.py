@@ -181,7 +181,7 @@ class Bench:
         return ("done", "") if found == NEW else ("lost", f"resumed, {found}")
 
     def _not_deleted(self, place: Place) -> set[str]:
-        """The names of objects whose deletion was asked for, and each time in vain, as a fault happened to it."""
+        """The names of objects whose deletion was requested, and failed each time because of a fault."""
         asked: dict[bool, set[str]] = {False: set(), True: set()}
         for each in self.proxy.requests:
             if each.method == "DELETE" and not each.query:
@@ -228,7 +228,7 @@ def _unclear(error: Exception) -> str:
 
 @contextmanager
 def bench(server: LocalS3, bucket: str, identities: tuple[str, str], *, tls: bool = False) -> Iterator[Bench]:
-    """Yield a place for trials on a server, where the bucket exists; over TLS, if asked for."""
+    """Yield a place for trials on a server, where the bucket exists; over TLS if ``tls``."""
     with (
         tempfile.TemporaryDirectory(prefix="certificates-") as folder,
         fault_proxy(server.endpoint_url, Handshakes(Path(folder)) if tls else None) as proxy,

@@ -63,7 +63,7 @@ class Victim:
     def send(self, number: int) -> None:
         """Send it a signal, unless it has ended."""
         with self._lock:
-            if self.status is None:  # and so its number is nobody else's
+            if self.status is None:  # so no other process has its id
                 os.kill(self.pid, number)
 
     def wait(self, seconds: float = _SECONDS) -> int:
@@ -136,7 +136,7 @@ class CleanProcess:
                 victim.wait()
 
     def run(self, operation: str, *arguments: Any, environment: Mapping[str, str]) -> tuple[int, str]:
-        """The status of a process that nobody ends, and what it reported."""
+        """The status of a process that is not killed, and what it reported."""
         with self.started(operation, *arguments, environment=environment) as victim:
             return victim.wait(), victim.said()
 

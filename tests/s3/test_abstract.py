@@ -11,7 +11,7 @@ pytestmark = pytest.mark.adaptive
 
 
 class CSXFixtures(abstract.AbstractFixtures):  # type: ignore[misc]
-    """What the conformance classes ask of a filesystem."""
+    """What the conformance classes require of a filesystem."""
 
     @pytest.fixture
     def fs(self, moto: str) -> CSXFileSystem:

@@ -21,7 +21,7 @@ ROOT = f"s3://{BUCKET}/run"
 
 @pytest.fixture
 def express(monkeypatch: pytest.MonkeyPatch) -> Iterator[DirectoryBucket]:
-    """The bucket, for the environment's credentials; it was asked for nothing that it does not answer."""
+    """The bucket, for the environment's credentials; it got no request that it does not support."""
     with directory_bucket() as held:
         for name, value in (("ENDPOINT_URL", held.url), ("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret")):
             monkeypatch.setenv(f"AWS_{name}", value)

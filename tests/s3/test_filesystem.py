@@ -42,7 +42,7 @@ def test_protocols_are_taken_over(protocol: str) -> None:
 
 
 def test_plain_s3fs_stays_plain() -> None:
-    """Who asks for s3fs by name gets it."""
+    """s3fs by its own name is still s3fs."""
     assert type(s3fs.S3FileSystem(anon=True)) is s3fs.S3FileSystem
 
 
@@ -249,7 +249,7 @@ def test_dropped_while_another_loop_runs(server: LocalS3, bucket: str) -> None:
 
 
 def test_file_is_an_s3_file(fs: CSXFileSystem, bucket: str) -> None:
-    """The file is an s3fs file and an io object, as tools ask."""
+    """The file is an s3fs file and an io object, as tools require."""
     with fs.open(f"{bucket}/key", "wb") as file:
         assert isinstance(file, s3fs.S3File)
         assert isinstance(file, io.IOBase)

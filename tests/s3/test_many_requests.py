@@ -164,7 +164,7 @@ def test_pages_are_no_objects(server: LocalS3, bucket: str) -> None:
 
 
 def test_of_a_subclass(fs: CSXFileSystem, bucket: str) -> None:
-    """A subclass that reads its objects in another way is asked for each of them."""
+    """A subclass with its own way to read objects is called for each of them."""
 
     class Reversing(CSXFileSystem):
         async def _cat_file(self, path: str, *args: Any, **kwargs: Any) -> bytes:

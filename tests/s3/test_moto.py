@@ -64,7 +64,7 @@ def test_bucket_is_made_in_the_region_of_the_session(
 
 @pytest.mark.parametrize("size", [3, 11 * 2**20])
 def test_encryption_headers(profiles: Path, new_bucket: str, size: int) -> None:
-    """Server-side encryption asked for once holds for every write."""
+    """Server-side encryption that is set once applies to every write."""
     kms = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "arn:aws:kms:us-east-1:123456789012:key/abc"}
     fs = fsspec.filesystem("s3", profile="east", s3_additional_kwargs=kms)
     path = f"{new_bucket}/key"

@@ -123,7 +123,7 @@ def test_other_sizes(fs: CSXFileSystem, folder: str) -> None:
     ids=["busy", "failing", "cut", "refused", "flipped", "shortened", "expired"],
 )  # fmt: skip
 def test_faults_on_the_way(server: LocalS3, proxy: FaultProxy, folder: str, fault: Fault) -> None:
-    """What does not come at once is asked for again."""
+    """Missing bytes are requested again."""
     far = through(proxy, server)
     proxy.faults.append(fault)
     assert read(far, folder) == [data(name) for name in NAMES]

@@ -389,7 +389,7 @@ def test_many_open_files_keep_less_each(size: int) -> None:
 
 
 def test_random_reads_take_one_request_each(fs: CSXFileSystem) -> None:
-    """A small read at a new place asks for it once, and for little more."""
+    """A small read at a new place makes one request, for little more than its bytes."""
     chosen = random.Random(1)
     with fs.open(PATH, "rb") as file, recorded_requests() as operations:
         for number in range(1, 20):
@@ -662,7 +662,7 @@ def test_requests_of_a_whole_object(fs: CSXFileSystem, bucket: str, tmp_path: Pa
 
 @pytest.mark.parametrize("kind", [list, np.array])
 def test_cat_ranges(fs: CSXFileSystem, kind: Any) -> None:
-    """Ranges of many objects come in the order in which they were asked for, near ones of one object together."""
+    """Ranges of many objects are returned in the order of the call; one request reads nearby ones of one object."""
     starts = [100 * number for number in range(50)] + [0, 30 * MIB]
     ends = [start + 50 for start in starts]
     with recorded_requests() as operations:

@@ -253,7 +253,7 @@ def test_sizes_of_requests(far_store: tuple[Store, CSXFileSystem, Listener], mon
 
 
 def test_file_read_from_front_to_back(far_store: tuple[Store, CSXFileSystem, Listener]) -> None:
-    """What torch.load reads next of a far store is fetched before it asks: several requests run at a time."""
+    """What torch.load reads next from a far store is fetched ahead: several requests run at a time."""
     store, fs, listener = far_store
     store.delay, store.together = 0.2, 5
     with fs.open("bucket/key", "rb") as file:

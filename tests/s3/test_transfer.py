@@ -47,7 +47,7 @@ def test_readinto(fs: CSXFileSystem, path: str, start: int, length: int) -> None
 
 
 def test_one_request_a_part(fs: CSXFileSystem, path: str) -> None:
-    """A large read of a near store asks for each part once, and for nothing else."""
+    """A large read from a near store requests each part once, and nothing else."""
     with fs.open(path, "rb") as file, fs.transfer.slots.fixed(MIN_REQUESTS), recorded_requests() as operations:
         file.readinto(bytearray(len(DATA)))
     assert operations == ["GetObject"] * 6
@@ -64,7 +64,7 @@ def test_memory_of_other_kinds(fs: CSXFileSystem, path: str) -> None:
 @pytest.mark.parametrize("after", [1000, PART // 4])
 @pytest.mark.parametrize("cuts", [1, 3])
 def test_cut_connections_are_made_good(server: LocalS3, path: str, cuts: int, after: int) -> None:
-    """Answers that end early are asked for again, and nothing of them is taken for whole."""
+    """Requests whose responses end early are repeated, and no truncated response counts as complete."""
     with fault_proxy(server.endpoint_url) as proxy:
         fs = fsspec.filesystem("s3", **{**server.storage_options(), "endpoint_url": proxy.url})
         with fs.open(path, "rb") as file:

@@ -132,7 +132,7 @@ def hasty(server: LocalS3, proxy: FaultProxy) -> CSXFileSystem:
 
 @pytest.fixture(scope="module")
 def impatient(server: LocalS3, proxy: FaultProxy) -> CSXFileSystem:
-    """A filesystem behind the proxy, that asks for everything at most twice."""
+    """A filesystem behind the proxy, which makes each request at most twice."""
     fs = through(proxy, server, config_kwargs={"retries": {"total_max_attempts": 2}})
     fs.retries = 1
     return fs
@@ -165,7 +165,7 @@ def unharmed(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cut_read_goes_on_where_it_was_cut(
     far: CSXFileSystem, proxy: FaultProxy, tmp_path: Path, read: str, after: int
 ) -> None:
-    """Exactly the bytes that are missing are asked for again, each of the three times."""
+    """Each of the three times, exactly the missing bytes are requested again."""
     proxy.faults = [Fault("GET", times=3, cut_down=after)]
     assert READS[read](far, PATH, tmp_path) == DATA
     assert proxy.faults[0].times == 0
@@ -218,7 +218,7 @@ WRONG = {
 def test_wrong_answer_is_no_data(
     impatient: CSXFileSystem, proxy: FaultProxy, tmp_path: Path, read: str, kind: str
 ) -> None:
-    """An answer that brings other bytes than were asked for is asked for again, and then an error."""
+    """A response with other bytes than requested is requested again, and then is an error."""
     fault = WRONG[kind]
     fault.times = 1
     proxy.faults = [fault]
@@ -382,7 +382,7 @@ def test_busy_server_is_written_to_again(
 def test_server_says_when_to_come_back(
     far: CSXFileSystem, proxy: FaultProxy, folder: str, method: str, status: int
 ) -> None:
-    """Nothing is asked before the time that Retry-After says."""
+    """No request is made before the time that Retry-After gives."""
     far.pipe_file(f"{folder}/object", SMALL)
     proxy.requests = []
     proxy.faults = [Fault(method, answer=error_answer(status, "SlowDown", {"Retry-After": "1"}))]
@@ -409,7 +409,7 @@ def test_error_of_which_half_came(server: LocalS3, proxy: FaultProxy, stop: str,
 
 @pytest.mark.parametrize("read", ["readinto", "cat_file", "get_file"])
 def test_stalled_read(hasty: CSXFileSystem, proxy: FaultProxy, tmp_path: Path, read: str) -> None:
-    """A read on which nothing comes any more is given up after the time limit, and what is missing asked for again."""
+    """A read that stalls is abandoned after the time limit, and the missing bytes are requested again."""
     proxy.faults = [Fault("GET", when=lambda one: not one.span or one.span[1] - one.span[0] > MIB, stall_down=MIB)]
     began = time.monotonic()
     assert READS[read](hasty, PATH, tmp_path) == DATA
@@ -464,7 +464,7 @@ def test_upload_of_someone_else_is_not_ours(
 def test_completion_that_fails_after_its_head(
     far: CSXFileSystem, impatient: CSXFileSystem, proxy: FaultProxy, folder: str, tmp_path: Path, write: str
 ) -> None:
-    """An error that comes with the status of a success is one: asked for again, and then reported."""
+    """An error in a response with status 200 is an error: the request is repeated, and then the error is reported."""
     path = f"{folder}/object"
     fault = Fault("POST", query="uploadId", answer=error_answer(200, "InternalError"))
     proxy.faults = [fault]
@@ -634,7 +634,7 @@ def test_tls(secure_server: tuple[LocalS3, Path], monkeypatch: pytest.MonkeyPatc
 
 
 def test_untrusted_certificate(secure_server: tuple[LocalS3, Path]) -> None:
-    """Bulk requests trust nobody who is not to be trusted."""
+    """Bulk requests do not trust an untrusted certificate."""
     server, _ = secure_server
     with pytest.raises(EndpointError, match="not trusted"):
         fsspec.filesystem("s3", **server.storage_options()).cat_file("faults/object")

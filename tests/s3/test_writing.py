@@ -62,7 +62,7 @@ def folder() -> str:
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """botocore waits for a random time before it asks again."""
+    """botocore waits for a random time before a retry."""
     monkeypatch.setattr("botocore.retryhandler.random.random", lambda: 0.01)
 
 
@@ -275,7 +275,7 @@ def test_text_and_compression(fs: CSXFileSystem, folder: str) -> None:
 @pytest.mark.parametrize("way", ["block_size", "default_block_size", "fixed_upload_size"])
 @pytest.mark.parametrize("size", [6 * MIB, PART])
 def test_part_size_is_the_block_size(server: LocalS3, folder: str, proxy: FaultProxy, way: str, size: int) -> None:
-    """The parts are of the size that was asked for, whatever the writes are; only the last is smaller."""
+    """The parts have the chosen size, whatever the sizes of the writes; only the last is smaller."""
     options: dict[str, Any] = {"default_block_size": size} if way == "default_block_size" else {}
     fs = through(proxy, server, **options, fixed_upload_size=way == "fixed_upload_size")
     with fs.open(f"{folder}/object", "wb", **({} if options else {"block_size": size})) as file:
@@ -724,7 +724,7 @@ def has_checksum(request: Request) -> bool:
 def test_server_that_knows_no_checksums(
     server: LocalS3, folder: str, proxy: FaultProxy, tmp_path: Path, refusal: tuple[int, str], way: str, size: int
 ) -> None:
-    """It is served without checksums, and asked only once whether it takes them."""
+    """It gets no checksums, and is tried with them only once."""
     fs = through(proxy, server)
     proxy.faults = [Fault(when=has_checksum, times=1000, answer=error_answer(*refusal))]
     write(fs, f"{folder}/object", way, size, tmp_path)
@@ -772,7 +772,7 @@ def test_bit_flipped_on_the_way_up(
 def test_options_of_s3_reach_the_requests(
     server: LocalS3, folder: str, proxy: FaultProxy, tmp_path: Path, way: str, size: int
 ) -> None:
-    """What the call or the filesystem asks of S3 besides is asked where S3 takes it."""
+    """Additional parameters of the call or the filesystem are sent with the requests that accept them."""
     fs = through(proxy, server, s3_additional_kwargs={"StorageClass": "STANDARD_IA"})
     options = {"ACL": "bucket-owner-full-control"} if way != "open" else {"acl": "bucket-owner-full-control"}
     write(fs, f"{folder}/object", way, size, tmp_path, Metadata={"of": "a run"}, Tagging="a=b", **options)

@@ -21,7 +21,7 @@ _TIME = "2026-11-28T20:00:00.000Z"
 
 
 class DirectoryBucket:
-    """The objects of the bucket, and what was asked.
+    """The objects of the bucket, and the requests.
 
     Attributes:
         url: the endpoint.

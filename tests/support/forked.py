@@ -77,7 +77,7 @@ def _command(address: str) -> list[str]:
 
 
 def serve() -> tuple[CodeType, dict[str, Any]]:
-    """Fork for everyone who asks, until stdin ends.
+    """Fork for each request, until stdin ends.
 
     Returns:
         In a forked process: the code that it is to run, and the names of ``__main__``.
@@ -120,7 +120,7 @@ def serve() -> tuple[CodeType, dict[str, Any]]:
 
 
 def _mind(child: int, connection: socket.socket) -> None:
-    """Report which process it is, and how it ended; end it if nobody is there any more to read it."""
+    """Report which process it is, and how it ended; end it if no reader is left."""
     import contextlib
     import select
 

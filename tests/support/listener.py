@@ -1,4 +1,4 @@
-"""A server of HTTP whose answers a function gives, and that remembers what it was asked."""
+"""An HTTP server whose responses a function returns, and that records the requests."""
 
 from __future__ import annotations
 

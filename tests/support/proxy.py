@@ -31,7 +31,7 @@ Answer = tuple[int, Mapping[str, str], bytes]
 _PIECE = 64 * 1024
 _STALLED_SECONDS = 30.0
 _LAST_CHUNK = b"0\r\n"  # with which it begins
-# As long as a record that its head says, but sealed by nobody.
+# As long as its header says, but not encrypted by a peer.
 _GARBAGE = b"\x17\x03\x03\x00\x40" + bytes(range(64))
 
 
@@ -69,7 +69,7 @@ class Request:
 
     @property
     def span(self) -> tuple[int, int] | None:
-        """The range that is asked for, as positions of the first byte and behind the last; None for all."""
+        """The requested range, as positions of the first byte and behind the last; None for all."""
         first, hyphen, last = self.headers.get("range", "").removeprefix("bytes=").partition("-")
         return (int(first), int(last) + 1) if hyphen else None
 

@@ -136,7 +136,7 @@ def killed(root: str) -> dict[str, Any]:
     path = f"{root}/checkpoint_6.mdl"
 
     class Deadly(sharding._Planner):
-        """Ends the process when it asks for what it is to write."""
+        """Ends the process when its planner resolves the data to write."""
 
         def resolve_data(self, write_item: Any) -> Any:
             while not distributed.leftovers(path):

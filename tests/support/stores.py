@@ -90,7 +90,7 @@ def uploads_below(fs: CSXFileSystem, folder: str) -> list[str]:
 
 
 def uploads(fs: CSXFileSystem, bucket: str, expected: int = 0) -> int:
-    """How many multipart uploads are unfinished; an abort that nobody waits for is given some seconds."""
+    """How many multipart uploads are unfinished; an abort in the background is given some seconds."""
     deadline = time.monotonic() + 60
     while (count := len(fs.list_multipart_uploads(bucket))) != expected and time.monotonic() < deadline:
         time.sleep(0.05)

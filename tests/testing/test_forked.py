@@ -87,7 +87,7 @@ def test_ends(begun: list[str]) -> None:
 
 
 def test_raises(begun: list[str]) -> None:
-    """What nobody catches ends it with a traceback."""
+    """An uncaught exception ends it with a traceback."""
     done = ended([*begun, "-c", "raise LookupError('lost')"])
     assert done.returncode == 1
     assert done.stderr.startswith("Traceback (most recent call last):\n")

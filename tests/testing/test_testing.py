@@ -275,7 +275,7 @@ def test_paused_server_hangs_until_resumed(server: LocalS3) -> None:
 
 @pytest.mark.slow
 def test_killed_server_comes_back_with_its_data(server: LocalS3) -> None:
-    """After kill nobody answers, and after restart the same endpoint has the same data and takes more."""
+    """After kill there is no response; after restart the same endpoint has the same data and accepts more."""
     s3 = client(server)
     server.kill()
     with pytest.raises(EndpointConnectionError):

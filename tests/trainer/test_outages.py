@@ -46,7 +46,7 @@ class Outage(Callback):
 
 @pytest.fixture
 def proxy(environment: LocalS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """Before the store, which is asked only once for each thing."""
+    """A proxy before the store; each request is made only once."""
     with fault_proxy(environment.endpoint_url) as running:
         for name in [name for name in os.environ if name.startswith("AWS_ENDPOINT_URL")]:
             monkeypatch.setenv(name, running.url)

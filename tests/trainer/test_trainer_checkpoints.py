@@ -348,7 +348,7 @@ def test_another_optimizer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("states", "step"), [("model", 0), (["model", "global_step"], 4), ("all", 4)])
 def test_load_some_states(tmp_path: Path, states: Any, step: int) -> None:
-    """Only the states that are asked for are loaded."""
+    """Only the chosen states are loaded."""
     trainer, _ = made(str(tmp_path), loop=SHORT)
     trainer.fit(loader())
     again, _ = made(str(tmp_path), LoadCheckpointStates(states))

@@ -96,7 +96,7 @@ def test_killed_while_saving(environment: LocalS3, bucket: str) -> None:
     assert load(f"{root}/checkpoint_6.mdl")["global_step"] == 6
 
 
-# -- one process that is asked to end ----------------------------------------------------------------------------------
+# -- one process alone -------------------------------------------------------------------------------------------------
 
 
 class Adding(KeepNCheckpoints):

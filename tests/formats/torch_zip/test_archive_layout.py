@@ -255,7 +255,7 @@ def test_large_records(forgotten: None) -> None:
 
 
 def test_without_checksums(tmp_path: Path) -> None:
-    """Where torch is asked for no checksums in its archives, torch writes them."""
+    """If torch is configured to write no checksums, torch writes the archives."""
     with config.patch("save.compute_crc32", False):
         assert plan_archive(Pickled(STATE)) is None
         fsspec_csx.save(STATE, tmp_path / "x.mdl")

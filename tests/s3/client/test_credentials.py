@@ -83,7 +83,7 @@ def test_session_of_the_call_is_used(profiles: Path) -> None:
 
 
 def test_anonymous_call_needs_no_credentials() -> None:
-    """anon=True signs nothing, and no other rule is asked."""
+    """anon=True signs nothing, and no other rule applies."""
     backends.csx.storage.s3.profile = "nowhere"
     assert "AWSAccessKeyId" not in fsspec.filesystem("s3", anon=True).sign("bucket/key")
 

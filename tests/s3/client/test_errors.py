@@ -1,4 +1,4 @@
-"""Every failure says what was asked, what refused it, and what to do, and can be caught as a builtin."""
+"""Every error says what was requested, what refused it, and what to do, and can be caught as a builtin."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_clock_skew(server: LocalS3, bucket: str, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_what_aws_answers(operation: str, status: int, code: str, extra: str, kind: type[errors.CSXError]) -> None:
-    """Each of AWS's refusals is reported by every operation, also those that ask by HEAD, which has no body."""
+    """Every operation reports each of AWS's refusals, also those that use HEAD, whose response has no body."""
     with answering(status, s3_error(code, "As AWS puts it", extra)) as url:
         fs = fsspec.filesystem("s3", key="AKIA0000000000WXYZ", secret="a-secret", endpoint_url=url)
         with pytest.raises(kind) as caught:

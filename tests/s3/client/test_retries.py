@@ -28,7 +28,7 @@ def proxy(server: LocalS3) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def far(server: LocalS3, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> CSXFileSystem:
-    """A filesystem behind the proxy, that asks for everything few times."""
+    """A filesystem behind the proxy, with few attempts for each request."""
     monkeypatch.setattr("botocore.retryhandler.random.random", lambda: 0.01)
     proxy.faults = []
     made = through(proxy, server, config_kwargs={"retries": {"total_max_attempts": 2}})
@@ -138,7 +138,7 @@ def test_first_request_finds_its_credentials_expired(
 
 
 def test_wrong_answers_are_given_up(server: LocalS3, far: CSXFileSystem, proxy: FaultProxy, path: str) -> None:
-    """An answer that brings other bytes each time is asked for three times, and a cut one far more often."""
+    """A response with other bytes each time is requested three times, and an interrupted one far more often."""
     far.pipe_file(path, bytes(1000))
     patient = through(proxy, server)
     proxy.requests = []

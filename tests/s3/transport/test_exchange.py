@@ -64,7 +64,7 @@ def test_forms_of_responses() -> None:
 
 
 def test_no_response(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no response is asked for again, and then is an error that says what came."""
+    """After an invalid response the request is repeated, and then raises an error that describes the response."""
     monkeypatch.setattr("botocore.retryhandler.random.random", lambda: 0.01)
     for said, reason in (
         (b"220 mail.example.com ESMTP\r\n\r\n", "its head has an invalid status line"),
@@ -86,7 +86,7 @@ def test_no_response(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_hosts_of_several_threads() -> None:
-    """A connection leads to the host that was asked for, also if another thread asks for another one meanwhile."""
+    """A connection leads to the requested host, also if another thread requests another one meanwhile."""
     with talking(lambda head: in_forms(b"404 Not Found", b"")) as talker:
         fs = filesystem(talker.url)
         with pytest.raises(FileNotFoundError):

@@ -211,7 +211,7 @@ def test_what_follows_an_answer() -> None:
 
 @pytest.mark.parametrize("by_pool", [True, False])
 def test_what_follows_an_answer_by_tls(tmp_path: Path, by_pool: bool) -> None:
-    """What is decrypted and was not asked for is not the answer to the connection's next request."""
+    """Decrypted bytes that were not requested are not the response to the connection's next request."""
     handshakes, size = Handshakes(tmp_path), 20_000  # of two records, the second of which has more than the body
     answer = HEAD.replace(b"5", b"%d" % size) + bytes(size) + HEAD + b"other"
     server = Server([[answer], [GOOD], [GOOD]], handshakes=handshakes)
@@ -319,7 +319,7 @@ def test_not_begun() -> None:
 
 
 def test_other_lengths_and_silence() -> None:
-    """Fewer bytes, more than were asked for, a connection that ends and one that stalls are errors."""
+    """Fewer or more bytes than requested, a connection that ends and one that stalls are errors."""
     for answer in (
         [HEAD + b"hel"],
         [CHUNKED + b"5\r\nhel", b""],

@@ -145,7 +145,7 @@ def headers(request: Any, signer: type) -> dict[str, str]:
 
 @pytest.mark.usefixtures("steady")
 def test_left_to_botocore() -> None:
-    """Hashed bodies, bodies in chunks, other signers, foreign handlers and nobody's requests have no template."""
+    """Hashed bodies, bodies in chunks, other signers, foreign handlers and anonymous requests have no template."""
     body = MemoryBody([memoryview(b"one")])
     named = {"key": "AKIDEXAMPLE", "secret": "secret", "endpoint_url": "https://127.0.0.1:1"}
     hashed = {"config_kwargs": {"s3": {"payload_signing_enabled": True}}}
