@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite: a real S3 server, and an environment without anybody's credentials."""
+"""Fixtures of the whole suite: a real S3 server, and an environment without credentials."""
 
 from __future__ import annotations
 

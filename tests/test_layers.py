@@ -1,4 +1,4 @@
-"""Imports run down the table of folders, and torch is imported only where tensors are."""
+"""Imports run down the table of folders, and only code that handles tensors imports torch."""
 
 import ast
 import subprocess

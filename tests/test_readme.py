@@ -1,4 +1,4 @@
-"""Every block of the README runs as printed, and its drawing of the house is the house."""
+"""Every code block of the pages runs as printed, and the table of folders is the package's."""
 
 from __future__ import annotations
 

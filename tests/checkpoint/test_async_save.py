@@ -1,4 +1,4 @@
-"""async_save: what is saved is the object at the call, whatever happens to it, the process and other saves after."""
+"""async_save saves the object as it was at the call, whatever happens to it, to the process and to other saves."""
 
 from __future__ import annotations
 

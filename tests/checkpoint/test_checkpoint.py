@@ -1,4 +1,4 @@
-"""What save writes, load and torch.load read back; load reads what torch.save wrote."""
+"""load and torch.load read the files of save; load reads those of torch.save."""
 
 from __future__ import annotations
 

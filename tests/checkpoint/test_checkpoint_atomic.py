@@ -1,4 +1,4 @@
-"""A save that does not end well changes nothing; one that does replaces the file, its links and mode untouched."""
+"""A failed save changes nothing; a successful one replaces the file, and keeps its links and mode."""
 
 from __future__ import annotations
 

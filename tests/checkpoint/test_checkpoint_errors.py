@@ -1,4 +1,4 @@
-"""What load says of files that are no checkpoints or not safe, and that errors of storage come out as themselves."""
+"""The errors of load for unsafe files and files that are not checkpoints; errors of storage are raised unchanged."""
 
 from __future__ import annotations
 

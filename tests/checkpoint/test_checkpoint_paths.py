@@ -1,4 +1,4 @@
-"""What can name a checkpoint, and what is said of what cannot; a name is taken as it is."""
+"""Which paths can name a checkpoint, and the errors for others; names are used unchanged."""
 
 from __future__ import annotations
 

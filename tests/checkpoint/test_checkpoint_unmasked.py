@@ -1,4 +1,4 @@
-"""Errors of storage, of torch and of the caller's own code come out of save and load as themselves."""
+"""save and load raise the errors of storage, of torch and of the caller's own code unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls in a compiled function."""
+"""Calls of save and load in a compiled function."""
 
 from __future__ import annotations
 

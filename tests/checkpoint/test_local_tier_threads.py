@@ -1,4 +1,4 @@
-"""Saves by way of one local disk in several threads, and after failures: none waits for ever, and nothing is lost."""
+"""Saves through one local disk in several threads, and after failures: none hangs, and nothing is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress: callbacks hear of every byte, and a bar shows on a terminal when it takes a while."""
+"""Progress: callbacks receive every byte, and a bar appears on a terminal after a while."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What save lends to a file until it is closed: the memory of tensors that the caller holds, and no other."""
+"""Which memory save lends to a file until it is closed: that of tensors that the caller holds, and no other."""
 
 from __future__ import annotations
 

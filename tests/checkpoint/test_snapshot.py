@@ -1,4 +1,4 @@
-"""Snapshots: what is copied, and when its memory is used again."""
+"""Snapshots: what is copied, and when the memory is reused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""stream: the tensors of a checkpoint of any format, one after the other, with little of it in memory."""
+"""stream: the tensors of a checkpoint of any format, one after the other, in little memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""cszoo: what it does, what it prints and its exit status."""
+"""cszoo: its effects, output and exit status."""
 
 from __future__ import annotations
 

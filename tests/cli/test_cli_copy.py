@@ -1,4 +1,4 @@
-"""cszoo checkpoint copy and move: what they take, print and answer."""
+"""cszoo checkpoint copy and move: arguments, output and exit status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""cszoo checkpoint delete: the checkpoints that are named go, and nothing else."""
+"""cszoo checkpoint delete deletes the named checkpoints, and nothing else."""
 
 from __future__ import annotations
 

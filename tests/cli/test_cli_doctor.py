@@ -1,4 +1,4 @@
-"""cszoo checkpoint doctor: what is configured, where it comes from, what works, and that nothing stays."""
+"""cszoo checkpoint doctor: the configuration, its sources, what works, and that it leaves nothing behind."""
 
 from __future__ import annotations
 

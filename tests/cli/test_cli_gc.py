@@ -1,4 +1,4 @@
-"""cszoo checkpoint gc: what killed processes have left is found and cleared, and nothing else."""
+"""cszoo checkpoint gc deletes the leftovers of killed processes, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""cszoo itself: usage, help, completion, what it says when it fails, and how it ends."""
+"""cszoo itself: usage, help, completion, error messages and exit status."""
 
 from __future__ import annotations
 

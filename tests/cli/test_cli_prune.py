@@ -1,4 +1,4 @@
-"""cszoo checkpoint prune: which checkpoints are kept, and that nothing else goes."""
+"""cszoo checkpoint prune: which checkpoints are kept, and which are deleted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""distributed.load reads Hugging Face folders, of which each process reads its own parts."""
+"""distributed.load reads Hugging Face folders; each process reads its own parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""distributed.async_save: what is saved is the state dict of the call, in one process and in many."""
+"""distributed.async_save saves the state dict as it was at the call, in one process and in many."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tied tensors in safetensors files: the names that safetensors.torch.save_model leaves out are there again."""
+"""Tied tensors in safetensors files: load restores the names that safetensors.torch.save_model leaves out."""
 
 from __future__ import annotations
 

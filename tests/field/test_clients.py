@@ -1,4 +1,4 @@
-"""A filesystem that is used for long, while its credentials change, keeps the client of the last ones alone."""
+"""A filesystem that is used for long, while its credentials change, keeps only its latest client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Closing a file publishes it, unless an ``__exit__`` that was given an exception closes it."""
+"""Closing a file publishes it, unless an ``__exit__`` that received an exception closes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command among other people's code, passwords, patterns, and what a stopped command has left."""
+"""The command beside other packages, with passwords and patterns, and after commands that were stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What save accepts, load returns: each kind of tensor and value, in each format, and by each way into it."""
+"""What save accepts, load returns: each kind of tensor and value, in each format, by each function that writes it."""
 
 from __future__ import annotations
 

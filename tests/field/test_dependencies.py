@@ -1,4 +1,4 @@
-"""What the package imports is what it declares that it needs."""
+"""The package imports only the dependencies that it declares."""
 
 from __future__ import annotations
 

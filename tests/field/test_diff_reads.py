@@ -1,4 +1,4 @@
-"""diff calls checkpoints equal by what is read, or by what the server computed, never by what files say themselves."""
+"""diff compares bytes or checksums of the server, never checksums that the files themselves contain."""
 
 from __future__ import annotations
 

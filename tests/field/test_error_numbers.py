@@ -1,4 +1,4 @@
-"""Errors that are an OSError have the number by which programs, and the system itself, know them."""
+"""Errors that are an OSError have the errno of the system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the newest checkpoint is damaged or incomplete, a training resumes from the newest whole one."""
+"""If the newest checkpoint is damaged or incomplete, a training resumes from the newest complete one."""
 
 from __future__ import annotations
 

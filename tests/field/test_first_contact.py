@@ -1,4 +1,4 @@
-"""The first contact with a server that is just starting, takes no connections, has moved, or lacks the bucket."""
+"""The first request to a server that is starting, refuses connections, has moved, or lacks the bucket."""
 
 from __future__ import annotations
 

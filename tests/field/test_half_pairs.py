@@ -1,4 +1,4 @@
-"""Half a pair of credentials is an error that names what is missing and where, whatever source gives it."""
+"""Half a pair of credentials is an error that names the missing half and the source, whatever the source is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an object has besides its bytes stays through appends, copies and new metadata, unless it is named."""
+"""Appends, copies and new metadata keep the attributes of an object that the call does not set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What torch.save writes and torch.load takes with weights_only=True is never called damaged."""
+"""A file that torch.save wrote and torch.load reads with weights_only=True is never reported as damaged."""
 
 from __future__ import annotations
 

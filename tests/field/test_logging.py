@@ -1,4 +1,4 @@
-"""The filter that blots out secrets leaves logging as it is otherwise, and raises nothing into programs that log."""
+"""The filter that redacts secrets changes nothing else in logging, and raises no errors."""
 
 from __future__ import annotations
 

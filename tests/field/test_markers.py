@@ -1,4 +1,4 @@
-"""Keys that are prefixes too, and folders made in a console: both are there, each is what it is."""
+"""Keys that are also prefixes, and the markers of folders that consoles create."""
 
 from __future__ import annotations
 

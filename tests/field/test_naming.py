@@ -1,4 +1,4 @@
-"""What the names of other tools' checkpoints say: a step, an epoch, or neither; never a metric."""
+"""The step or epoch in the names of other tools' checkpoints; a metric is never taken for one."""
 
 from __future__ import annotations
 

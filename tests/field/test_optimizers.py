@@ -1,4 +1,4 @@
-"""Optimizers by the ModelZoo's names do what its own did, also when a training is resumed."""
+"""Optimizers with the ModelZoo's names compute the same as its own, also after a resume."""
 
 from __future__ import annotations
 

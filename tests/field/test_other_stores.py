@@ -1,4 +1,4 @@
-"""Stores that speak S3 with an accent: what they answer otherwise than Amazon S3 is understood if it is clear."""
+"""Stores whose responses differ from Amazon S3's: the differences are accepted where the meaning is clear."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large parts are: of one size as long as possible, and never too small for the largest object."""
+"""The sizes of parts: equal as long as possible, and never too small for the largest object."""
 
 from __future__ import annotations
 

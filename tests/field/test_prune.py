@@ -1,4 +1,4 @@
-"""list and prune among what other tools, and stopped copies, leave: no whole checkpoint is lost for one that is not."""
+"""list and prune beside files of other tools and stopped copies: no incomplete checkpoint replaces a complete one."""
 
 from __future__ import annotations
 

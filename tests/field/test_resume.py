@@ -1,4 +1,4 @@
-"""A resumed training sees the batches and draws the random numbers of one that never stopped, whatever its data."""
+"""A resumed training gets the batches and random numbers of an uninterrupted one, whatever its data."""
 
 from __future__ import annotations
 

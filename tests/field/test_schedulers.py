@@ -1,4 +1,4 @@
-"""Schedulers by the ModelZoo's names set what its own set, also when a training is resumed."""
+"""Schedulers with the ModelZoo's names compute the same as its own, also after a resume."""
 
 from __future__ import annotations
 

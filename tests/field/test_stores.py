@@ -1,4 +1,4 @@
-"""Stores that are like S3, but for something: one that is refused is found out once, and then spared."""
+"""Stores that lack a feature of S3: after one refusal, the feature is not used again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text is written as to a local file, byte order mark and all."""
+"""Text is written as to a local file, including the byte order mark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transactions, and files that fsspec's caches write: nothing is published before its end, or of what failed."""
+"""Transactions, and files of fsspec's caches: nothing is published before the end, or after a failure."""
 
 from __future__ import annotations
 

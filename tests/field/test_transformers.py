@@ -1,4 +1,4 @@
-"""What transformers, Accelerate, diffusers and torch write as Hugging Face folders is read; what we write they read."""
+"""load reads the Hugging Face folders of transformers, Accelerate, diffusers and torch, and they read those of save."""
 
 from __future__ import annotations
 

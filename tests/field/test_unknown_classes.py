@@ -1,4 +1,4 @@
-"""Checkpoints with objects of unknown classes: all else in them is read, and no code of theirs runs."""
+"""Checkpoints with objects of unknown classes: all other entries can be read, and none of their code is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A version in a path is read and deleted as that version, and never written."""
+"""A version in a path is read and deleted, and never written."""
 
 from __future__ import annotations
 

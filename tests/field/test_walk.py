@@ -1,4 +1,4 @@
-"""walk: a folder that cannot be listed never passes for an empty one."""
+"""walk: a folder that cannot be listed is never treated as empty."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cerebras checkpoints: those of cerebras_pytorch itself read, and ours the same as those."""
+"""Cerebras checkpoints: those of cerebras_pytorch are read, and those of save are equal to them."""
 
 from __future__ import annotations
 

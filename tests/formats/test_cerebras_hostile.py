@@ -1,4 +1,4 @@
-"""Cerebras checkpoints made to do harm: none runs code, leaves its folder, or takes memory that it has not."""
+"""Malicious Cerebras checkpoints: none runs code, leads out of its folder, or takes memory beyond its size."""
 
 from __future__ import annotations
 

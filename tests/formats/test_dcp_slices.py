@@ -1,4 +1,4 @@
-"""Items of a shard that are read as files of their own."""
+"""Items of a shard that are read as separate files."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Hugging Face folders: what their tools write is read, key by key; a save replaces the old one when it is whole."""
+"""Hugging Face folders: those of its tools are read, key by key; a save replaces the old one when it is complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A part of a checkpoint by names, a checkpoint into tensors that exist, and what a checkpoint holds."""
+"""Loads of a part of a checkpoint, loads into existing tensors, and descriptions of checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The structure of a torch file first, then its tensors by one vectored read: as torch.load, whatever it holds."""
+"""load reads the structure of a torch file, then its tensors by one vectored read; the result is that of torch.load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A format whose checkpoints are folders is added by a folder and a row: every verb knows it then."""
+"""A folder and a row add a format whose checkpoints are folders, for every verb."""
 
 from __future__ import annotations
 

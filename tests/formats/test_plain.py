@@ -1,4 +1,4 @@
-"""Plain state dicts, built without torch's unpickler: what torch would build, or nothing."""
+"""Plain state dicts, made without torch's unpickler: as torch would make them, or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The safetensors format: the official library reads what we write, byte for byte its own; we read what it writes."""
+"""The safetensors format: save writes the same bytes as the official library, and load reads its files."""
 
 from __future__ import annotations
 

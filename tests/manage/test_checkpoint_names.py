@@ -1,4 +1,4 @@
-"""What names mean: checkpoints, manifests, parts, leftovers, steps and moments."""
+"""Which names are those of checkpoints, manifests, shards and leftovers, and the steps and times in them."""
 
 from __future__ import annotations
 

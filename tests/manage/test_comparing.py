@@ -1,4 +1,4 @@
-"""compare: what two checkpoints differ in, whatever their tensors' dtypes, layouts, storages and formats."""
+"""compare: the differences of two checkpoints, whatever their tensors' dtypes, layouts, storages and formats."""
 
 from __future__ import annotations
 

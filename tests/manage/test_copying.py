@@ -1,4 +1,4 @@
-"""copy and move: between any two paths, byte for byte, whole or not at all."""
+"""copy and move: between any two paths, byte for byte, completely or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cerebras checkpoints that were copied or deleted only in part: never taken for whole ones, and resumed."""
+"""Cerebras checkpoints that were copied or deleted only in part: never treated as complete, and resumed."""
 
 from __future__ import annotations
 

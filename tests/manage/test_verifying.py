@@ -1,4 +1,4 @@
-"""verify: all that is damaged in a checkpoint, of any format, is found and named."""
+"""verify finds and names all damage in a checkpoint of any format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Disks that become full, in a process of its own: what operations report of it, and what is left."""
+"""Full disks, in a separate process: what operations report, and what they leave behind."""
 
 from __future__ import annotations
 

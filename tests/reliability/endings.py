@@ -1,4 +1,4 @@
-"""What a process does that ends, forks, or loses threads and loops in the midst of something; and its memory."""
+"""Processes that end, fork, or lose threads and event loops during an operation; and their memory."""
 
 from __future__ import annotations
 

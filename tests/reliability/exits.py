@@ -1,4 +1,4 @@
-"""Programs that end as Python does, in the midst of something: ``exits.py NAME PATH``."""
+"""Programs that end during an operation: ``exits.py NAME PATH``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files made to do harm, and what is done with each: no way to look at one runs code, fills memory or breaks down."""
+"""Malicious files, and operations on each: none runs code, fills memory or raises an unclear error."""
 
 from __future__ import annotations
 

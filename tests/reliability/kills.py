@@ -1,6 +1,6 @@
-"""Operations whose process, or whose server, is ended at a random moment: nothing is lost, and the same again is done.
+"""Operations whose process or server is killed at a random moment: nothing is lost, and a repetition succeeds.
 
-``python tests/reliability/kills.py SEED COUNT`` says what became of so many.
+``python tests/reliability/kills.py SEED COUNT`` prints the outcomes of that many.
 """
 
 from __future__ import annotations

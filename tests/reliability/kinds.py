@@ -1,4 +1,4 @@
-"""The kinds of faults: which requests each can happen to, and what it does to them."""
+"""The kinds of faults: which requests each can affect, and what it does to them."""
 
 from __future__ import annotations
 

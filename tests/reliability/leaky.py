@@ -1,4 +1,4 @@
-"""Data of a training whose code lists all that it was given, when it goes wrong."""
+"""Data of a training whose code lists all its arguments in an error."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""An S3 server that keeps no zeros: objects of any size cost it nothing, if little else is in them.
+"""An S3 server that stores no zeros, so that objects of any size take little memory.
 
-It keeps to the limits of S3 and remembers what it was asked; signatures and checksums it takes unseen.
+It has the limits of S3, and records the requests; it does not check signatures and checksums.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 """

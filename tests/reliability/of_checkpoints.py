@@ -1,4 +1,4 @@
-"""Scenarios of checkpoints that are one file: saved, loaded, copied, moved, deleted, listed."""
+"""Scenarios of checkpoints that are one file: save, load, copy, move, delete, list."""
 
 from __future__ import annotations
 

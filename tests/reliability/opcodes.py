@@ -1,4 +1,4 @@
-"""Pickles by their opcodes, and those that make far more of builtins than they hold."""
+"""Pickles made of opcodes, and pickles that make far larger builtin objects than they contain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What became of an operation that was harmed, and the table of many."""
+"""The outcome of an operation with injected faults, and the table of many outcomes."""
 
 from __future__ import annotations
 

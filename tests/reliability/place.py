@@ -1,4 +1,4 @@
-"""A place on the real server where an operation is tried: what lies there, seen past the proxy and our own code."""
+"""A place on the real server for an operation, and its contents, read without the proxy and this package."""
 
 from __future__ import annotations
 

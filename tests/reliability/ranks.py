@@ -1,4 +1,4 @@
-"""What victims do that are one process of many: each function is given its rank, their number, and where they meet."""
+"""Operations of victims that are one process of many; each function gets its rank, their number and their address."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fault suite in its long form: operations under random faults, until so many have happened, and killed ones.
+"""The long form of the fault suite: operations under a number of random faults, and operations that are killed.
 
     python tests/reliability/run.py --faults 1000 --kills 100 --seed 1
     python tests/reliability/run.py --faults 500 --kills 0 --seed 1 --tls

@@ -1,4 +1,4 @@
-"""A scenario: an operation, what it begins with, and what it may leave."""
+"""A scenario: an operation, the state before it, and the states that it may leave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done to checkpoints while something is killed, and what must be there then."""
+"""Operations on checkpoints during which a process is killed, and the states that are allowed afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders, and what becomes of one or the other, while something is killed."""
+"""Operations on folders during which a process is killed."""
 
 from __future__ import annotations
 

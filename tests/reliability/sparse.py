@@ -1,4 +1,4 @@
-"""Bytes that are nearly all zero, of which the others alone are kept."""
+"""Bytes that are nearly all zero, of which only the others are stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where operations are killed, and what is common to them."""
+"""The setting of operations that are killed, and their common code."""
 
 from __future__ import annotations
 

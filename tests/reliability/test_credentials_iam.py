@@ -1,4 +1,4 @@
-"""Policies of IAM, as moto weighs them: what they allow works, and what they do not is refused by all of its names."""
+"""Policies of IAM, as moto applies them: allowed operations work, and others are refused by name."""
 
 from __future__ import annotations
 

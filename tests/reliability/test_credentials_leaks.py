@@ -1,4 +1,4 @@
-"""Everything that shows anything, while all kinds of things go right and wrong, shows no secret."""
+"""No output shows a secret, whatever succeeds or fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An answer that sends elsewhere gets nothing sent there: no token, no key, no signature and no data."""
+"""After a redirect, nothing is sent to the other host: no token, no key, no signature and no data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Credentials that change, end or fail to come in the middle of a long job."""
+"""Credentials that change, expire or are not renewed during a long job."""
 
 from __future__ import annotations
 

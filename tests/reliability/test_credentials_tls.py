@@ -1,4 +1,4 @@
-"""Nobody gets a credential who does not prove who they are: certificates are checked on both ways that bytes take."""
+"""A server without a valid certificate gets no credentials, from botocore's connections or this package's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training whose YAML holds keys, secrets and passwords shows none of them, whatever goes wrong."""
+"""A training whose YAML contains keys, secrets and passwords shows none of them, whatever error occurs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is left of a program that ends in the midst of something, as Python ends, or at once."""
+"""What a program leaves behind that ends during an operation, normally or at once."""
 
 from __future__ import annotations
 

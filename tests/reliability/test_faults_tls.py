@@ -1,4 +1,4 @@
-"""The same promises where the client speaks TLS, to which more can happen; the long form is ``run.py --tls``."""
+"""Operations under faults of TLS connections; the long form is ``run.py --tls``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Machines that have little to give: few files, few threads, one processor, one request at a time."""
+"""Machines with few resources: few files, few threads, one processor, one request at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""safetensors files, Cerebras and sharded checkpoints, and YAML, all made to do harm."""
+"""Malicious safetensors files, Cerebras and sharded checkpoints, and YAML files."""
 
 from __future__ import annotations
 

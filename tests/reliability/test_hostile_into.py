@@ -1,4 +1,4 @@
-"""Files made to do harm, or of another kind, loaded into tensors that are there already."""
+"""Malicious files, and files of another kind, loaded into existing tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pickles that make far more of builtins than they hold, though they run no code."""
+"""Pickles that run no code, but make far larger builtin objects than they contain."""
 
 from __future__ import annotations
 

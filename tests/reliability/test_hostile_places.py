@@ -1,4 +1,4 @@
-"""Servers and users of the same machine who mean harm: nothing is written elsewhere, and nothing waits without end."""
+"""Malicious servers and local users: nothing is written to another place, and nothing hangs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pickles of any opcodes, one after the other, in files that are whole otherwise."""
+"""Pickles of arbitrary opcodes, in otherwise valid files."""
 
 from __future__ import annotations
 

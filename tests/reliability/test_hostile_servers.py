@@ -1,4 +1,4 @@
-"""A server that lies, or talks without end, gets a clear error soon: no bare KeyError, no memory, no endless loop."""
+"""Wrong or endless responses of a server soon raise a clear error: no bare KeyError, no memory, no endless loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that lies about the size of an object takes neither memory nor minutes; keys lead into no other folder."""
+"""A wrong size of an object takes neither memory nor minutes; keys do not lead into other folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Torch files made to do harm."""
+"""Malicious torch files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A proxy that is reached by TLS, before an endpoint by http, must have a certificate that is trusted."""
+"""An https proxy before an http endpoint must have a trusted certificate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes and servers that are killed: a short form of ``kills``, and what it stands on."""
+"""Processes and servers that are killed: a short form of ``kills``, and its assumptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objects beyond any limit of 32 bits, up to the largest that S3 takes, against a server that keeps no zeros."""
+"""Objects beyond 32-bit sizes, up to the largest of S3, on a server that stores no zeros."""
 
 from __future__ import annotations
 

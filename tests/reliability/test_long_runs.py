@@ -1,4 +1,4 @@
-"""What a process does thousands of times leaves nothing in it: no memory, thread, connection, task or instance."""
+"""Operations that are repeated thousands of times leak nothing: no memory, thread, connection, task or instance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many at a time: one state is there, whole; a reader sees one, or an error that says why not."""
+"""Concurrent writers: one complete state remains; a reader gets one state, or a clear error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A root with thousands of checkpoints: no more requests than their listing takes, and none for each of them."""
+"""A root with thousands of checkpoints: only the requests of the listing, and none for each checkpoint."""
 
 from __future__ import annotations
 

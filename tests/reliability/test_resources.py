@@ -1,4 +1,4 @@
-"""Processes that fork, end, or lose threads and loops in the midst of something; and what they need meanwhile."""
+"""Processes that fork, end, or lose threads and event loops during an operation; and the resources they need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No room, here or on the server: an error says so, the former checkpoint is whole, and nothing is left."""
+"""A full disk or server: a clear error, the old checkpoint stays complete, and nothing is left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trial: one scenario through the proxy under a schedule of faults, and the judgement of what came of it."""
+"""A trial: one scenario through the proxy under a schedule of faults, and its outcome."""
 
 from __future__ import annotations
 

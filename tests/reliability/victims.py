@@ -1,7 +1,7 @@
-"""Processes to be ended in the midst of something: each is forked from one that has imported all, and has connected to
-nothing.
+"""Processes that are killed during an operation: each is forked from one that has imported all modules, and has no
+connections.
 
-Run as a program, this file is that process: a line of JSON says it what a child is to do, or to look after one.
+Run as a program, this file is that process: a line of JSON on stdin names what a child does, or which child to watch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""fsspec's own conformance classes, on moto: the embedded server keeps folders that are empty, and S3 has none."""
+"""fsspec's own conformance classes, on moto: SeaweedFS keeps empty folders, and S3 has none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``cache_dir``: what open files have read is read from the local disk the next time, and is never wrong or stale."""
+"""``cache_dir``: repeated reads come from the local disk, and are never wrong or stale."""
 
 from __future__ import annotations
 

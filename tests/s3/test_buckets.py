@@ -1,4 +1,4 @@
-"""Buckets: made by the first write into them where that is allowed, and distinguished from those of others."""
+"""Buckets: the first write creates one if that is allowed; buckets of other users are recognized."""
 
 from __future__ import annotations
 

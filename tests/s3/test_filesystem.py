@@ -1,4 +1,4 @@
-"""The take-over of s3://, and all that s3fs does besides."""
+"""The filesystem that s3:// opens, with all methods of s3fs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first bytes of objects, and objects that a get of many writes to local files as they come."""
+"""The first bytes of objects, and objects that a get of many writes to local files as they arrive."""
 
 from __future__ import annotations
 

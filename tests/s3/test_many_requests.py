@@ -1,4 +1,4 @@
-"""Objects that one call reads or makes: each of its own name, whichever request the others are signed from."""
+"""Objects that one call reads or writes: each by its own name, whichever request is the template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the embedded server does not do, on moto: assumed roles, region rules, encryption headers."""
+"""Features that SeaweedFS lacks, on moto: assumed roles, region rules, encryption headers."""
 
 from __future__ import annotations
 

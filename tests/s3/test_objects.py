@@ -1,4 +1,4 @@
-"""Many objects read straight into memory: all of them as the server holds them, whatever goes wrong on the way."""
+"""Many objects read directly into memory: with the server's bytes, whatever faults occur."""
 
 from __future__ import annotations
 

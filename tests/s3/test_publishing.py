@@ -1,4 +1,4 @@
-"""A file is published whole or not at all: what leaves the old object alone, and leaves no upload behind."""
+"""A file is published completely or not at all: the old object stays, and no upload is left behind."""
 
 from __future__ import annotations
 

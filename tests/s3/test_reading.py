@@ -1,4 +1,4 @@
-"""What is read is the object: through files in every manner, as whole objects, ranges of them, and local files."""
+"""Reads return the object's bytes: through files, as whole objects and ranges, and to local files."""
 
 from __future__ import annotations
 

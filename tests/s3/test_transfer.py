@@ -1,4 +1,4 @@
-"""Large reads go straight into memory by parallel requests, and are as safe as small ones."""
+"""Large reads fill memory directly by parallel requests, and are as safe as small ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong between a client and the server is made good, or reported; it never becomes data."""
+"""Faults between a client and the server are repaired or reported; they never change data."""
 
 from __future__ import annotations
 

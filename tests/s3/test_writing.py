@@ -1,4 +1,4 @@
-"""What is written becomes the object, byte for byte: through files, from memory, from local files and from objects."""
+"""Writes store the bytes exactly: through files, from memory, from local files and from objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that gives every request one answer: what AWS says in cases that no embedded server brings about."""
+"""A server with one response to all requests: recorded responses of AWS that neither server gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damage that is done to checkpoints."""
+"""Functions that damage checkpoints."""
 
 from __future__ import annotations
 

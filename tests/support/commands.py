@@ -1,4 +1,4 @@
-"""The command ``cszoo``, in a process of its own or in this one."""
+"""The command ``cszoo``, in a separate process or in this one."""
 
 from __future__ import annotations
 

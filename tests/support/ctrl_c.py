@@ -1,4 +1,4 @@
-"""Ctrl-C that strikes in a block of a test, and nowhere else."""
+"""Ctrl-C within a block of a test, and nowhere else."""
 
 from __future__ import annotations
 

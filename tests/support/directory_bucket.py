@@ -1,4 +1,4 @@
-"""A directory bucket of S3 Express on a socket: what it answers otherwise than a general purpose bucket.
+"""A directory bucket of S3 Express on a socket, with its differences from a general purpose bucket.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/s3-express-differences.html
 """

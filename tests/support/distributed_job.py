@@ -1,4 +1,4 @@
-"""What torchrun runs for the tests of sharded checkpoints: ``distributed_job.py NAME ROOT``, in each process."""
+"""The program that torchrun runs for the tests of sharded checkpoints: ``distributed_job.py NAME ROOT``."""
 
 from __future__ import annotations
 

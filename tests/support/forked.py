@@ -1,7 +1,7 @@
-"""Python processes that have imported torch before they begin: each is forked from one that did nothing else.
+"""Python processes that have already imported torch: each is forked from one that did nothing else.
 
-It took torch and the package seconds to be imported, for every command that a test runs. Here one process for all tests
-imports them, keeps no threads and no connections, and forks for each command.
+Importing torch and the package takes seconds, for every command that a test runs. So one process for all tests imports
+them, keeps no threads and no connections, and forks for each command.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What each process of a test of loads by a group runs: ``group_job.py JOB ROOT [RANK SIZE MEETING]``."""
+"""The program of each process in tests of loads by a group: ``group_job.py JOB ROOT [RANK SIZE MEETING]``."""
 
 from __future__ import annotations
 

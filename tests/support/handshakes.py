@@ -1,4 +1,4 @@
-"""How a proxy greets clients by TLS: with a certificate that they trust, with another's, or not at all."""
+"""The TLS handshakes of a proxy: with a trusted certificate, with another one, or none."""
 
 from __future__ import annotations
 

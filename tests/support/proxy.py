@@ -1,7 +1,7 @@
-"""A proxy between a client and the real server, that records the requests and does damage by rules.
+"""A proxy between a client and the real server, which records the requests and injects faults by rules.
 
-It leaves the header ``Host`` as it is, so that signatures hold. It serves as an HTTP proxy too, for http endpoints.
-With clients it speaks TLS, if it is to; with the server it does not.
+It leaves the header ``Host`` unchanged, so that signatures stay valid. It is also an HTTP proxy for http endpoints. It
+can speak TLS with clients, but not with the server.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Roots of checkpoints, made fast."""
+"""Creates roots of checkpoints fast."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Secrets that nothing may show, and all that is shown."""
+"""Secrets that no output may show, and all output."""
 
 from __future__ import annotations
 

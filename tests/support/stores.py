@@ -1,4 +1,4 @@
-"""A bucket as another program sees it, to compare with what the filesystem did to it."""
+"""A bucket as another program sees it, to check what the filesystem did."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that says what it likes for as long as anybody listens, and counts what it said."""
+"""A server that sends arbitrary bytes until the client closes, and counts them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cases of a test, of which a few stand for their kind in every run, and CI runs them all."""
+"""Cases of a test: each run takes a few of them, and CI takes all."""
 
 from __future__ import annotations
 

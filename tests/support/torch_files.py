@@ -1,4 +1,4 @@
-"""What torch files hold, and values that are compared in every respect."""
+"""The contents of torch files, and complete comparisons of values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that are forked rather than started begin, hear signals and end as those that are started."""
+"""Forked processes begin, receive signals and end like started ones."""
 
 from __future__ import annotations
 

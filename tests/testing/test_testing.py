@@ -1,4 +1,4 @@
-"""The local S3 server: what it promises to its users, checked on real ones."""
+"""The local S3 server does what its documentation says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints that go from the ModelZoo to the Trainer, and back.
+"""Checkpoints of the ModelZoo in the Trainer, and the reverse.
 
 The checkpoint in ``data/cerebras/trainer`` is of a training by cerebras_pytorch 2.10.0 on a CPU, after ten of twenty
 steps.

@@ -1,4 +1,4 @@
-"""A Trainer from YAML: what is made of it, and what is said where something in it is wrong."""
+"""A Trainer from YAML: the objects that are created, and the errors for invalid files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trainings whose checkpoints go to a local disk first."""
+"""Trainings that save to a local disk first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trainings by way of a local disk whose store fails for a while, or for good."""
+"""Trainings with a local disk whose store fails for a while, or permanently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the Trainer saves and loads, where, and what it says if that cannot be done."""
+"""What the Trainer saves and loads, where, and its errors."""
 
 from __future__ import annotations
 

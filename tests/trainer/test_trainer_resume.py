@@ -1,4 +1,4 @@
-"""A training that is resumed goes the very same way as one that never stopped."""
+"""A resumed training is exactly like an uninterrupted one."""
 
 from __future__ import annotations
 

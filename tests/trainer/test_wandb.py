@@ -1,4 +1,4 @@
-"""Metrics go to Weights & Biases, here to files, as without a network."""
+"""Metrics go to Weights & Biases, here in its offline mode."""
 
 from __future__ import annotations
 

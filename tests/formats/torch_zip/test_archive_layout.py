@@ -1,4 +1,4 @@
-"""What is laid out is what torch.save writes, bit for bit; of another layout, torch.save itself writes the file."""
+"""Archives are those of torch.save, bit for bit; if torch's layout is unknown, torch.save itself writes the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who signs a request: the six rules in their order, and what happens where none gives credentials."""
+"""The credentials of a request: the six rules in order, and the error if none finds credentials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that are answered wrongly, or not at all, and what the server did all the same."""
+"""Requests with wrong or missing responses, which the server may have applied."""
 
 from __future__ import annotations
 

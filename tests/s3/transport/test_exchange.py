@@ -1,4 +1,4 @@
-"""Requests of botocore on sockets: any form of a response is read, and what is none is named as that."""
+"""Requests of botocore on sockets: every form of a response is read, and an invalid one is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Templates that requests of different times share."""
+"""Templates that requests at different times share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Responses on a real socket, as servers and proxies may send them: bytes are an object's, or there is an error."""
+"""Responses on a real socket, as servers and proxies may send them: either an object's bytes or an error."""
 
 from __future__ import annotations
 

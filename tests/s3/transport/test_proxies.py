@@ -1,4 +1,4 @@
-"""Objects go through proxies as without them; only the proxy gets the credentials that are for it."""
+"""Transfers through proxies are as without them; only the proxy gets its own credentials."""
 
 from __future__ import annotations
 

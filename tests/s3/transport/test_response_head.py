@@ -1,4 +1,4 @@
-"""Heads of responses: what is accepted means what http.client reads, and everything odd is refused."""
+"""Heads of responses: accepted ones mean the same as for http.client, and unusual ones are refused."""
 
 from __future__ import annotations
 

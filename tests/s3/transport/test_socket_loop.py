@@ -1,4 +1,4 @@
-"""Many requests in few threads: a connection that is slow, stalls or ends harms no request but its own."""
+"""Many requests in few threads: a connection that is slow, stalls or ends affects only its own request."""
 
 from __future__ import annotations
 

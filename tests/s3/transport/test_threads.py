@@ -1,4 +1,4 @@
-"""Calls in threads: where no thread can be had, they are not made later, and what they used is free when they end."""
+"""Calls in threads: if no thread can start, they are not made later; their arguments are freed when they end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bodies that are sent and received by TLS, record by record, are as safe as those without it."""
+"""Bodies that are sent and received by TLS are as safe as those without it."""
 
 from __future__ import annotations
 

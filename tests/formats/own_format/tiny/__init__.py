@@ -1,1 +1,1 @@
-"""A small format of a test's own: a folder of raw tensors, and ``tiny.json``, which names them."""
+"""A small format for a test: a folder of raw tensors, and ``tiny.json``, which names them."""

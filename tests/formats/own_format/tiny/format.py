@@ -1,4 +1,4 @@
-"""The reader and the writer of the small format: vectors of float32, each in a file of its own."""
+"""The reader and the writer of the small format: vectors of float32, each in a separate file."""
 
 from __future__ import annotations
 
