@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import sys
+import threading
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
@@ -74,7 +75,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         for url in (self.endpoint_url, self.client_kwargs.get("endpoint_url")):
             credentials.check_endpoint(url)
         self._begin()
-        self._owns_session = self.session is None
+        self._following, self._owns_session = threading.Lock(), self.session is None
         self._identity, self._keys = "", ""
         self._watched: weakref.WeakSet[Any] = weakref.WeakSet()
         self._read_checksums = ChecksumHeaders(("GetObject", "HeadObject"))
@@ -87,6 +88,7 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         # Files open for writing, by id: hashing some files takes a request.
         self.unfinished: weakref.WeakValueDictionary[int, CSXFile] = weakref.WeakValueDictionary()
         self.aborting: set[Future[None]] = set()  # aborts of the uploads of dropped files
+        self._served: asyncio.AbstractEventLoop | None = None
         self._sign_in_lock, self._renewal_lock = asyncio.Lock(), asyncio.Lock()
 
     @property
@@ -97,18 +99,21 @@ class ConnectedS3(S3FileSystem):  # type: ignore[misc]
         return super().loop
 
     def _follow_loop(self) -> None:
-        """Connect again if the event loop of the client is closed: ``asyncio.run`` creates one for each call."""
-        former = None if self._s3 is None else self.transfer.loop
-        if former is None or former is asyncio.get_running_loop():
-            return
-        if self._pid == os.getpid() and not former.is_closed():
+        """Serve the running event loop; connect again if the former one is closed: each ``asyncio.run`` creates one."""
+        loop = asyncio.get_running_loop()
+        if self._pid != os.getpid():
+            self._start_afresh()
+        with self._following:  # the loops of several threads may begin at the same moment
+            if self._served and self._served.is_closed():
+                self._start_afresh()
+            self._served = self._served or loop
+        if self._served is not loop:
             msg = "This filesystem belongs to another event loop. Make one for each loop (skip_instance_cache=True)."
             raise RuntimeError(msg)
-        self._start_afresh()
 
     def _start_afresh(self) -> None:
         if self._pid != os.getpid():
-            self._pid = os.getpid()
+            self._pid, self._following = os.getpid(), threading.Lock()
             self._loop = None if self.asynchronous else get_loop()
             if self.block_cache is not None:  # a thread of the parent may hold its lock
                 self.block_cache = BlockCache(self.block_cache.folder, self.block_cache.limit)

@@ -110,6 +110,25 @@ for _ in range(3):
     asyncio.run(copy())
 asyncio.run(copy_in_two_loops())
 """
+LOOPS_AT_ONCE = """
+import asyncio, concurrent.futures, fsspec, sys, threading
+fs = fsspec.filesystem("s3", asynchronous=True)
+asyncio.run(fs._pipe_file(sys.argv[1], b"data"))
+begin = threading.Barrier(2)
+
+async def read():
+    begin.wait()
+    return await asyncio.wait_for(fs._cat_file(sys.argv[1]), 20)
+
+def found(reading):
+    error = reading.exception()
+    assert error is None or "belongs to another event loop" in str(error), error
+    return error is None and reading.result()
+
+for _ in range(5):
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        assert b"data" in [found(each) for each in [threads.submit(lambda: asyncio.run(read())) for _ in range(2)]]
+"""
 CLOSED_BEFORE_THE_FILE = """
 import asyncio, fsspec, pytest, sys, threading
 loop = asyncio.new_event_loop()
@@ -128,7 +147,9 @@ for call in (file.close, lambda: fs.cat_file(sys.argv[1])):
 """
 
 
-@pytest.mark.parametrize("program", [SEVERAL_LOOPS, CLOSED_BEFORE_THE_FILE], ids=["several", "closed"])
+@pytest.mark.parametrize(
+    "program", [SEVERAL_LOOPS, LOOPS_AT_ONCE, CLOSED_BEFORE_THE_FILE], ids=["several", "at_once", "closed"]
+)
 def test_loops_that_end(environment: LocalS3, fs: CSXFileSystem, bucket: str, program: str) -> None:
     """``asyncio.run`` may be called again with one filesystem; no call waits for a loop that is over."""
     subprocess.run([*python(), "-c", program, f"{bucket}/key"], check=True, timeout=60)
