@@ -12,7 +12,7 @@ from fsspec_csx.cli.output import printable
 from fsspec_csx.errors import CSXError, text_of
 from fsspec_csx.redaction import redact
 
-DONE, DIFFERENT, USAGE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+DONE, DIFFERENT, USAGE, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 """The exit statuses."""
 
 _REMEDIES = (

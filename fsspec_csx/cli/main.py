@@ -19,15 +19,7 @@ import shtab
 import fsspec_csx
 from fsspec_csx.cli import convert, copy, delete, diff, doctor, gc, info, prune, train, verify
 from fsspec_csx.cli import list as list_verb
-from fsspec_csx.cli.errors import (
-    DONE,
-    FAILED,
-    INTERRUPTED,
-    TERMINATED,
-    as_data,
-    format_error,
-    is_from_user_code,
-)
+from fsspec_csx.cli.errors import DONE, FAILED, INTERRUPTED, as_data, format_error, is_from_user_code
 from fsspec_csx.cli.output import OutputClosedError, emit, flush
 from fsspec_csx.redaction import redact, register_secrets
 from fsspec_csx.settings import backends
@@ -47,7 +39,7 @@ _VERBS = (copy, list_verb, info, diff, verify, delete, convert, gc, prune, docto
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments, by default those of the process, and return the exit status.
 
-    Raises a SystemExit for usage errors, after ``--help``, and on SIGTERM.
+    Raises a SystemExit for usage errors, after ``--help``, and on SIGTERM and SIGHUP.
     """
     _open_streams()
     options = parser().parse_args(arguments)
@@ -182,16 +174,19 @@ def _plain_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, so that work in progress cleans up."""
+    """Turn SIGTERM, and SIGHUP unless ignored as by nohup, into SystemExit, so that work in progress cleans up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def leave(number: int, frame: Any) -> None:
-        raise SystemExit(TERMINATED)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # closing a terminal sends it more than once
+        raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    before = {each: signal.signal(each, leave) for each in (signal.SIGTERM, *(() if ignored else (signal.SIGHUP,)))}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)

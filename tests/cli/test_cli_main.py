@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ import pytest
 from commands import FAILED, USAGE
 
 from fsspec_csx.cli.errors import format_error
-from fsspec_csx.cli.main import INTERRUPTED, TERMINATED, main, parser
+from fsspec_csx.cli.main import INTERRUPTED, main, parser
 from fsspec_csx.cli.output import emit, in_bytes, table
 from fsspec_csx.errors import NoCredentialsError
 from fsspec_csx.settings import backends
@@ -230,10 +231,21 @@ def test_settings_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fsspec.config.conf["s3"] == {"anon": False}
 
 
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """A terminal that may be closed: SIGHUP is not ignored, even if ``nohup`` runs the suite."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("terminal")
 def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ctrl-C and SIGTERM end the command as shells expect it, without a traceback."""
-    before = signal.getsignal(signal.SIGTERM)
-    for number, status in ((signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)):
+    """Ctrl-C, SIGTERM and SIGHUP end the command as shells expect it, without a traceback."""
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    before = [signal.getsignal(number) for number in numbers]
+    for number in numbers:
+        status = 128 + number
 
         def run(options: object, number: int = number) -> None:
             os.kill(os.getpid(), number)
@@ -241,13 +253,33 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
         run_instead(monkeypatch, run)
         if number == signal.SIGINT:
-            assert main() == status
+            assert main() == status == INTERRUPTED
         else:
             with pytest.raises(SystemExit) as left:
                 main()
             assert left.value.code == status
     assert capsys.readouterr().err == "cszoo: interrupted\n"
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+@pytest.mark.usefixtures("terminal")
+def test_closed_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGHUP may come again during the cleanup, and means nothing to a command that ``nohup`` runs."""
+    cleaned = []
+
+    def run(options: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+        finally:
+            os.kill(os.getpid(), signal.SIGHUP)
+            cleaned.append(True)
+
+    run_instead(monkeypatch, run)
+    with pytest.raises(SystemExit):
+        main()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert main() == 0
+    assert cleaned == [True, True]
 
 
 @pytest.mark.slow

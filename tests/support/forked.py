@@ -20,7 +20,7 @@ _OURS = tuple(
     f"fsspec_csx.{name}"
     for name in ["checkpoint.async_save", "cli", "distributed", "s3.filesystem", "testing", "trainer"]
 )
-_PASSED_ON = (signal.SIGINT, signal.SIGTERM)
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _MOST = 2**18
 
 
@@ -28,10 +28,11 @@ def python() -> list[str]:
     """What to begin a command with in place of ``sys.executable``, before ``-c CODE``, ``-m MODULE`` or a script.
 
     The command that it starts has the arguments, the environment, the folder and the standard streams that it is given,
-    and ends as the interpreter always does. Its process id is that of a small program that stands for it: SIGINT and
-    SIGTERM are passed on, the exit status, or the signal that ended it, comes back, and if this program is killed, so
-    is the command. What is not as in a process that was started: the modules that are there already, variables that are
-    read when they are imported or when Python starts (but PYTHONDONTWRITEBYTECODE), and limits of resources.
+    and ends as the interpreter always does. Its process id is that of a small program that stands for it: SIGINT,
+    SIGTERM and SIGHUP are passed on, the exit status, or the signal that ended it, comes back, and if this program is
+    killed, so is the command. What is not as in a process that was started: the modules that are there already,
+    variables that are read when they are imported or when Python starts (but PYTHONDONTWRITEBYTECODE), and limits of
+    resources.
     """
     return _command(_server()) if hasattr(os, "pidfd_open") else [sys.executable]
 
@@ -143,6 +144,7 @@ def _prepared(arguments: list[str], environment: dict[str, str], folder: str) ->
 
     from fsspec import config
 
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup lets all processes of the suite ignore
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
