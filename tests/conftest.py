@@ -40,10 +40,10 @@ _ADAPTING = {name: getattr(ConcurrencyLimit, name) for name in ("answered", "mea
 
 
 def pytest_configure() -> None:
-    """Hear Ctrl-C, also where the shell that started the suite in the background has it ignored.
+    """Receive Ctrl-C, even if the shell started the suite in the background with SIGINT ignored.
 
-    moto's handler of requests goes: it is for programs that run moto in their own process. How long hypothesis takes
-    for an example depends on what else the machine does. From Python 3.12, each fork beside threads warns.
+    Also remove moto's handler of requests, which is for programs that run moto in their own process; set no deadline
+    for hypothesis, as other programs use the machine; and ignore the warning of forks beside threads (Python 3.12).
     """
     os.environ["PYTHONWARNINGS"] = "ignore:This process:DeprecationWarning"
     settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -54,19 +54,19 @@ def pytest_configure() -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not even import the tests of reliability where none would run: that takes each process seconds."""
+    """Do not import the tests of reliability if none would run: that takes seconds in each process."""
     return True if collection_path.name == "reliability" and "not slow" in config.option.markexpr else None
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark the tests of reliability as slow: they are many, and each starts processes or repeats something."""
+    """Mark the tests of reliability as slow: they are many, and each starts processes or repeats operations."""
     if item.path.parent.name == "reliability" and not item.get_closest_marker("long"):
         item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test with many cases leave the last for every run; the others are slow."""
+    """Mark all cases of a test as slow, except the last, which every run includes."""
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         if not any(item.get_closest_marker(name) for name in ("slow", "long")):
@@ -77,7 +77,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Let the collector look only at what tests make: torch and the suite take it a quarter of a second each time."""
+    """Let the garbage collector skip torch and the suite, which would take it a quarter of a second each time."""
     gc.freeze()
 
 
@@ -110,7 +110,7 @@ def secure_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lo
 
 @pytest.fixture(scope="session")
 def moto() -> Iterator[str]:
-    """The URL of a moto server, for what the real one does otherwise than AWS, or not at all."""
+    """The URL of a moto server, for features that SeaweedFS lacks, or that differ from AWS."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -121,7 +121,7 @@ def moto() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def nobodys_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No credentials of the machine reach a test, and none of a test reaches the next."""
+    """Hide the credentials of the machine from tests, and those of a test from the next one."""
     for name in list(os.environ):
         if name.startswith(("AWS_", "FSSPEC_", "REQUESTS_CA_BUNDLE")):
             monkeypatch.delenv(name)
@@ -135,13 +135,13 @@ def nobodys_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture(autouse=True)
 def short_first_contact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test waits for seconds until an endpoint counts as down."""
+    """Let an endpoint count as down after half a second."""
     monkeypatch.setattr(retries, "FIRST_CONTACT_SECONDS", 0.5)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def short_retries() -> Iterator[None]:
-    """botocore waits for a tenth of a second before its first retry, and not for any time up to one."""
+    """Let botocore wait for a tenth of a second before its first retry, rather than up to a second."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retryhandler, "random", SimpleNamespace(random=lambda: 0.1))
         yield
@@ -149,10 +149,7 @@ def short_retries() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def steady_concurrency() -> Iterator[None]:
-    """The number of requests in flight, and so their sizes, follow no busy machine, also in fixtures of modules.
-
-    Nor is a connection replaced that a busy machine makes slow.
-    """
+    """Keep the number of requests in flight, and so their sizes, constant, and never replace slow connections."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slow_connections, "_LEAST_SECONDS", 3600.0)
         for name in _ADAPTING:
@@ -162,7 +159,7 @@ def steady_concurrency() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def adaptive_concurrency(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In tests marked as adaptive the number follows the link; the next test may use the same server."""
+    """Let the number follow the link in tests marked as adaptive, and reset it for the next test."""
     if request.node.get_closest_marker("adaptive") is None:
         yield
         return
@@ -183,7 +180,7 @@ def aws_files(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def environment(server: LocalS3, monkeypatch: pytest.MonkeyPatch) -> LocalS3:
-    """The environment variables of a container that may do all on the server."""
+    """Set the environment variables with which programs use the server, with all permissions."""
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
     return server
@@ -198,7 +195,7 @@ def proxy(server: LocalS3) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def fs(server: LocalS3) -> CSXFileSystem:
-    """A filesystem that may do all on the server."""
+    """A filesystem on the server, with all permissions."""
     made = fsspec.filesystem("s3", **server.storage_options(), use_listings_cache=False)
     assert isinstance(made, CSXFileSystem)
     return made
@@ -206,13 +203,13 @@ def fs(server: LocalS3) -> CSXFileSystem:
 
 @pytest.fixture(scope="session")
 def unused_buckets() -> list[str]:
-    """Names of buckets that exist, are empty, and had an object: a bucket's first takes the server longest."""
+    """Names of existing, empty buckets, which had an object: the first object of a bucket takes the longest."""
     return []
 
 
 @pytest.fixture
 def bucket(fs: CSXFileSystem, unused_buckets: list[str]) -> str:
-    """The name of a bucket of the test's own, which exists."""
+    """The name of a new bucket."""
 
     def made(number: int) -> str:
         name = f"test-{uuid.uuid4().hex[:12]}"
@@ -236,13 +233,13 @@ def path(fs: CSXFileSystem, bucket: str) -> str:
 
 @pytest.fixture
 def moto_store(moto: str) -> Store:
-    """A bucket of the test's own on moto, which keeps every key as it is."""
+    """A new bucket on moto, which accepts all keys unchanged."""
     return Store({"key": "key", "secret": "secret", "endpoint_url": moto}, keeps_all_keys=True)
 
 
 @pytest.fixture(params=thinned(["local", "moto"], "local"))
 def store(request: pytest.FixtureRequest) -> Store:
-    """A bucket of the test's own, on each server."""
+    """A new bucket, on each server."""
     if request.param == "moto":
         made: Store = request.getfixturevalue("moto_store")
         return made
@@ -272,7 +269,7 @@ def new_bucket() -> str:
 
 @pytest.fixture(params=["local", "memory", "s3"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder that exists, of each kind of filesystem."""
+    """An existing folder, on each kind of filesystem."""
     if request.param == "local":
         (tmp_path / "run").mkdir()
         return str(tmp_path / "run")
@@ -284,7 +281,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 class Requests(logging.Handler):
-    """The requests that went out, as botocore and fsspec_csx log them: a list of operation names."""
+    """The operation names of the requests, as botocore and fsspec_csx log them."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)

@@ -49,7 +49,7 @@ class Listener:
 def listening(
     answer: Callable[[Heard], Answer] = lambda heard: (200, {}, b""), tls: ssl.SSLContext | None = None
 ) -> Iterator[Listener]:
-    """Yield such a server; a HEAD gets no body, as everywhere in HTTP."""
+    """Yield such a server; a response to HEAD has no body."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -75,7 +75,7 @@ def listening(
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, request: object, client_address: object) -> None:
-            pass  # a client that goes away in the middle of something prints nothing
+            pass  # a client that closes the connection early prints nothing
 
     server = Server(("127.0.0.1", 0), Handler)
     if tls:

@@ -30,29 +30,29 @@ Answer = tuple[int, Mapping[str, str], bytes]
 
 _PIECE = 64 * 1024
 _STALLED_SECONDS = 30.0
-_LAST_CHUNK = b"0\r\n"  # with which it begins
+_LAST_CHUNK = b"0\r\n"  # its beginning
 # As long as its header says, but not encrypted by a peer.
 _GARBAGE = b"\x17\x03\x03\x00\x40" + bytes(range(64))
 
 
 @dataclass
 class Request:
-    """What came through the proxy.
+    """A request that the proxy received.
 
     Attributes:
         method: such as GET.
         path: without the query, as it was sent.
         query: what follows the question mark.
         headers: by names in lower case.
-        began: when the request had come, but for its body; in seconds of ``time.monotonic``.
-        ended: when the end of the answer was passed on, or the connection was broken off; 0 before that.
-        body: bytes of the request's body that were passed on, or taken.
-        status: of the answer; 0 if there was none.
-        answered: headers of the answer, by names in lower case.
-        sent: bytes of the answer's body that were passed on.
-        heard: whether the server's answer, to a request that it got once, was passed on to its end.
+        began: when the head of the request had arrived; in seconds of ``time.monotonic``.
+        ended: when the end of the response was passed on, or the connection was closed; 0 before that.
+        body: bytes of the request's body that were passed on, or received.
+        status: of the response; 0 if there was none.
+        answered: headers of the response, by names in lower case.
+        sent: bytes of the response's body that were passed on.
+        heard: whether the server's response, to a request that it got once, was passed on completely.
 
-    All this is recorded before the client gets what it is about: it may look as soon as it has that.
+    All this is recorded before the client receives it, as a test may look at it immediately afterwards.
     """
 
     method: str
@@ -75,7 +75,7 @@ class Request:
 
     @contextmanager
     def passed_on(self, size: int, *, end: bool, whole: bool) -> Iterator[None]:
-        """Record what is sent within the block; if that fails, it was not sent."""
+        """Record bytes of the response as sent, unless the block fails."""
         self.sent += size
         if end:
             self.ended, self.heard = time.monotonic(), whole
@@ -89,7 +89,7 @@ class Request:
 
 @dataclass
 class Fault:
-    """What is done to requests, and to which: all those that fit, but for the first ``skip``, ``times`` times.
+    """A fault, and the requests that it affects: ``times`` of those that match, after the first ``skip``.
 
     Positions are in bytes of a body, or a share of them if they are a float. "up" is from the client to the server,
     "down" the way back.
@@ -151,7 +151,7 @@ class Fault:
     done: int = 0
 
     def fits(self, request: Request) -> bool:
-        """Whether a request is one of those that count."""
+        """Whether a request matches."""
         return self.method in ("", request.method) and self.query in request.query and self.when(request)
 
 
@@ -190,7 +190,7 @@ class FaultProxy:
         return [one for one in self.requests if method in ("", one.method) and query in one.query]
 
     def close(self) -> None:
-        """Break off what is under way, and end."""
+        """Close all connections, and end."""
         self._ended.set()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -230,7 +230,7 @@ class FaultProxy:
                 _break_off(client)
 
     def _greeted(self, client: socket.socket) -> socket.socket:
-        """The connection when both sides have agreed on how to speak."""
+        """The connection after the handshake."""
         if self.handshakes is None:
             return client
         wrapped = self.handshakes.wrapped(client, self._ended)
@@ -282,7 +282,7 @@ class FaultProxy:
             fault.after()
 
     def _delivered(self, method: str, head: bytes, body: bytes) -> bytes:
-        """Send a request by a connection of its own, and return its body when it has been answered."""
+        """Send a request on a separate connection, and return its body after the response."""
         with socket.create_connection(self._target) as server, server.makefile("rb") as answers:
             server.sendall(head + body)
             line, headers = _head(answers)
@@ -325,7 +325,7 @@ class FaultProxy:
             allowed = piece[: length - request.sent] if fault.shorten else piece
             end = piece.startswith(_LAST_CHUNK) if chunked else request.sent + len(allowed) == length
             if spoilt is not None and request.sent + len(allowed) >= spoilt:
-                socket.socket.sendall(client, _GARBAGE)  # past TLS, if that is spoken
+                socket.socket.sendall(client, _GARBAGE)  # bypasses TLS, if it is used
                 spoilt = None
             first = not request.sent
             with request.passed_on(len(allowed), end=end, whole=whole):
@@ -350,7 +350,7 @@ class FaultProxy:
     def _harmed(
         self, pieces: Iterator[bytes], fault: Fault, headers: Mapping[str, str], *, up: bool
     ) -> Iterator[bytes]:
-        """A body as the other side shall get it."""
+        """A body as the other side receives it."""
         size = int(headers.get("content-length", 0))
         upwards = (fault.cut_up, fault.stall_up, fault.flip_up)
         downwards = (fault.cut_down, fault.stall_down, fault.flip_down)
@@ -387,7 +387,7 @@ def fault_proxy(url: str, handshakes: Handshakes | None = None) -> Iterator[Faul
 
 @contextmanager
 def proxy_by(scheme: str, server: LocalS3, folder: Path) -> Iterator[FaultProxy]:
-    """Yield a proxy before the server; if it speaks TLS, its certificate is trusted meanwhile, and is in the folder."""
+    """Yield a proxy before the server; with TLS, its certificate is in the folder, and trusted within the block."""
     handshakes = Handshakes(folder) if scheme == "https" else None
     with pytest.MonkeyPatch.context() as patch, fault_proxy(server.endpoint_url, handshakes) as proxy:
         if handshakes:
@@ -396,7 +396,7 @@ def proxy_by(scheme: str, server: LocalS3, folder: Path) -> Iterator[FaultProxy]
 
 
 def through(proxy: FaultProxy, server: LocalS3, **options: Any) -> CSXFileSystem:
-    """A filesystem of its own, that may do all on the server, and reaches it through the proxy."""
+    """A separate filesystem that reaches the server through the proxy, with all permissions."""
     options = {**server.storage_options(), "endpoint_url": proxy.url, "use_listings_cache": False, **options}
     made = fsspec.filesystem("s3", skip_instance_cache=True, **options)
     assert isinstance(made, CSXFileSystem)
@@ -404,12 +404,12 @@ def through(proxy: FaultProxy, server: LocalS3, **options: Any) -> CSXFileSystem
 
 
 def error_answer(status: int, code: str, headers: Mapping[str, str] | None = None) -> Answer:
-    """An answer of S3 that refuses a request."""
+    """A response of S3 that refuses a request."""
     return status, {"Content-Type": "application/xml", **(headers or {})}, s3_error(code, f"This is {code}")
 
 
 def _head(stream: BinaryIO) -> tuple[str, list[tuple[str, str]]]:
-    """The first line of a request or an answer, and its headers; an empty line if there is none any more."""
+    """The first line of a request or a response, and its headers; an empty line at the end of the connection."""
     line = stream.readline().decode("latin-1").rstrip("\r\n")
     headers = []
     while line and (header := stream.readline().decode("latin-1").rstrip("\r\n")):
@@ -428,7 +428,7 @@ def _joined(line: str, headers: list[tuple[str, str]]) -> bytes:
 
 
 def _body(stream: BinaryIO, headers: Mapping[str, str]) -> Iterator[bytes]:
-    """The bytes of a body, as they stand on the wire.
+    """The bytes of a body, as they are sent.
 
     https://www.rfc-editor.org/rfc/rfc9112#name-message-body-length
     """
@@ -454,7 +454,7 @@ def _exactly(stream: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 def _place(position: float | None, size: int) -> int | None:
-    """A position in a body of so many bytes."""
+    """A position in a body of this many bytes."""
     return int(position * size) if isinstance(position, float) else position
 
 

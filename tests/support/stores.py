@@ -39,7 +39,7 @@ class Store:
         return CSXFileSystem(**self.options, **options)
 
     def make_versioned(self) -> None:
-        """Let the bucket keep former versions."""
+        """Enable versions in the bucket."""
         self.client.put_bucket_versioning(Bucket=self.bucket, VersioningConfiguration={"Status": "Enabled"})
 
     def put(self, key: str, body: bytes = b"") -> str:
@@ -69,7 +69,7 @@ class Store:
         return {key: self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read() for key in keys}
 
     def fill(self, wanted: Mapping[str, bytes]) -> None:
-        """Make the bucket have these objects and no others."""
+        """Replace the objects of the bucket by these."""
         found = self.contents()
         for key in sorted(found.keys() - wanted.keys(), reverse=True):
             self.client.delete_object(Bucket=self.bucket, Key=key)

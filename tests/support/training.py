@@ -14,7 +14,7 @@ from fsspec_csx.trainer import Callback, Checkpoint, Logger, Trainer, TrainingLo
 
 
 class Noisy(Dataset):  # type: ignore[type-arg]
-    """Samples with noise of the moment."""
+    """Samples with random noise."""
 
     def __init__(self, count: int = 24) -> None:
         generator = torch.Generator().manual_seed(1)
@@ -28,7 +28,7 @@ class Noisy(Dataset):  # type: ignore[type-arg]
 
 
 class Model(torch.nn.Module):
-    """Learns to give back what it gets, through dropout."""
+    """Learns to reproduce its input, with dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Model(torch.nn.Module):
 
 
 class Losses(Callback):
-    """Notes the loss of each batch."""
+    """Records the loss of each batch."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -83,7 +83,7 @@ class Pause(Callback):
 
 
 class CtrlC(Callback):
-    """Is pressed in the third step."""
+    """Sends Ctrl-C in the third step."""
 
     def on_train_batch_end(self, trainer: Trainer, model: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == 3:
@@ -91,7 +91,7 @@ class CtrlC(Callback):
 
 
 class Metrics(Logger):
-    """Notes what is logged."""
+    """Records the logged metrics."""
 
     def __init__(self) -> None:
         self.logged: list[tuple[int, dict[str, Any]]] = []
