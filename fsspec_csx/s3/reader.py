@@ -267,8 +267,8 @@ class ReadFile(S3File):  # type: ignore[misc]
         await self.fs.set_session()
         with BytesBuffer(end - start, f"s3://{self.path}") as target:
             part = self.fs.request_size(end - start)
-            if self.fs.transfer.ahead_bytes:  # other reads run in parallel, so one request is enough
-                part = max(part, AHEAD_REQUEST)
+            if self.fs.transfer.ahead_bytes and not AHEAD_REQUEST < end - start == self.size:
+                part = max(part, AHEAD_REQUEST)  # other reads run in parallel, so one request is enough
             await self._fetch([(start, target.memory)], part)
             return target.getvalue()
 

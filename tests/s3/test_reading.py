@@ -460,6 +460,15 @@ def test_small_files_are_fetched_at_once(fs: CSXFileSystem) -> None:
             assert sum(chunk.end - chunk.start for chunk in file.cache._chunks) == size - 100
 
 
+@pytest.mark.parametrize(("size", "requests"), [(3 * MIB, 1), (12 * MIB, 12)])
+def test_file_of_a_far_store_that_is_read_whole(fs: CSXFileSystem, size: int, requests: int) -> None:
+    """It is divided as any large read, since nothing else is read meanwhile."""
+    fs.pipe_file("reading/whole", DATA[:size])
+    with fs.transfer.slots.fixed(64), fs.open("reading/whole", "rb") as file, recorded_requests() as operations:
+        assert file.read() == DATA[:size]
+    assert operations == ["GetObject"] * requests
+
+
 def test_hdf5_takes_few_requests(fs: CSXFileSystem) -> None:
     """A reader that goes to an index for each piece, and back, does not fetch either again each time."""
     h5py = pytest.importorskip("h5py")
