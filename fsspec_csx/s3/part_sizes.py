@@ -66,7 +66,8 @@ def part_size_for(size: int, wanted: int | None = None) -> int:
     """Return the bytes of each part of an object of ``size`` bytes, except the last.
 
     Args:
-        wanted: the part size that the caller asks for; None for the smallest that is worth a request.
+        wanted: the part size that the caller asks for; None for one that is worth a request, or for as many parts as
+            possible of a small object that has more than one.
 
     Raises:
         ValueError: if an object cannot be so large.
@@ -75,5 +76,7 @@ def part_size_for(size: int, wanted: int | None = None) -> int:
     if least > LARGEST_PART:
         msg = f"{size} bytes are more than an object of S3 can have, which is {PARTS * LARGEST_PART}. Divide them."
         raise ValueError(msg)
+    if not wanted and PART < size <= _SMALL:
+        return first_part_size(size, None)
     chosen = max(wanted, least, LEAST_PART) if wanted else max(PART, -(-least // _MIB) * _MIB)
     return min(chosen, LARGEST_PART)

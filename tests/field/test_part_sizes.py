@@ -52,8 +52,14 @@ def test_memory_stays_a_small_share(first: int, step: int) -> None:
 def test_known_size(size: int) -> None:
     """One size fits all of an object whose length is known."""
     part = part_size_for(size)
-    assert PART <= part <= LARGEST_PART
+    assert (LEAST_PART if PART < size <= 64 * MIB else PART) <= part <= LARGEST_PART
     assert -(-size // part) <= PARTS
+
+
+@given(st.integers(PART + 1, 64 * MIB))
+def test_known_size_of_small_objects(size: int) -> None:
+    """A small object of more than one part has as many equal ones as one of unknown size of which that is expected."""
+    assert part_size_for(size) == first_part_size(size, None)
 
 
 @given(st.integers(1, FIRST_PARTS * LARGEST_PART), st.none() | firsts)

@@ -221,7 +221,7 @@ def test_local_move_copies_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_server_copies_itself(folder: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same credentials the server copies; a large object in parts, with its metadata."""
-    monkeypatch.setattr(server_copy, "_COPIED_WHOLE", 6 * MIB)
+    monkeypatch.setattr(server_copy, "_COPIED_WHOLE", 8 * MIB)
     here = folder("s3")
     fs, inner = fsspec.url_to_fs(f"{here}/x.mdl")
     fs.pipe_file(inner, DATA, Metadata={"run": "7"}, ContentType="application/x-run")
