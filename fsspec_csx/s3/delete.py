@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from s3fs.core import version_id_kw
+from s3fs.utils import FileExpired
 
 from fsspec_csx.s3.client.error_mapping import code_of
+from fsspec_csx.s3.consistent_read import head_object
 from fsspec_csx.s3.listing import check_depth, list_keys
 from fsspec_csx.s3.names import expand, folder_error, may_match, not_found_error, path_of
 from fsspec_csx.s3.transport.compat import run_in_chunks
@@ -73,15 +75,17 @@ async def _deletable(fs: Any, path: str, recursive: bool, maxdepth: int | None) 
     return [path_of(each) for each in found.files]
 
 
-async def delete_objects(fs: Any, names: Sequence[str]) -> list[str]:
-    """Delete objects and versions, many by each request."""
+async def delete_objects(fs: Any, names: Collection[str], etags: Mapping[str, str] | None = None) -> list[str]:
+    """Delete objects and versions, many by each request; for ``etags`` see ``delete_unchanged``."""
+    etags = etags or {}
     alone = {each for each in names if len(names) == 1 or _NOT_IN_XML.search(each)}
-    await run_in_chunks([fs._rm_file(each) for each in alone], batch_size=fs.batch_size, nofiles=True)
+    calls = [fs._rm_file(each, etag=etags.get(each, "")) for each in alone]
+    await run_in_chunks(calls, batch_size=fs.batch_size, nofiles=True)
     of_bucket: dict[str, list[str]] = {}
     for name in sorted({*names} - alone):
         of_bucket.setdefault(fs.split_path(name)[0], []).append(name)
     calls = [
-        fs._bulk_delete(each[start : start + _AT_ONCE])
+        fs._bulk_delete(each[start : start + _AT_ONCE], etags=etags)
         for each in of_bucket.values()
         for start in range(0, len(each), _AT_ONCE)
     ]
@@ -89,13 +93,41 @@ async def delete_objects(fs: Any, names: Sequence[str]) -> list[str]:
     return [name for each in deleted for name in each]
 
 
-async def bulk_delete(fs: Any, pathlist: Iterable[str], **kwargs: Any) -> list[str]:
-    """Delete at most 1000 objects or versions of one bucket by one request.
+async def delete_unchanged(fs: Any, etags: Mapping[str, str]) -> None:
+    """Delete objects unless another program has replaced them; ``etags`` are their ETags, or empty.
+
+    Servers that ignore the condition, as some do, delete what replaced an object a moment before.
+
+    Raises:
+        FileExpired: an OSError, if an object has another ETag.
+    """
+    try:
+        await delete_objects(fs, etags, etags)
+    except OSError:  # one has changed, or was deleted before, or the server refuses the condition
+        calls = [_delete_if_same(fs, *each) for each in etags.items()]
+        await run_in_chunks(calls, batch_size=fs.batch_size, nofiles=True)
+
+
+async def _delete_if_same(fs: Any, path: str, etag: str) -> None:
+    try:
+        found = await head_object(fs, path)
+    except FileNotFoundError:
+        return
+    if etag and found.get("ETag") != etag:
+        raise FileExpired(path, etag)
+    await fs._rm_file(path)
+
+
+async def bulk_delete(
+    fs: Any, pathlist: Iterable[str], etags: Mapping[str, str] | None = None, **kwargs: Any
+) -> list[str]:
+    """Delete at most 1000 objects or versions of one bucket by one request; for ``etags`` see ``delete_unchanged``.
 
     Raises:
         DeleteError: if the server fails to delete some of them.
         ValueError: if there are more, or in several buckets.
     """
+    pathlist = list(pathlist)
     named = [fs.split_path(each) for each in pathlist]
     if not named:
         return []
@@ -104,6 +136,9 @@ async def bulk_delete(fs: Any, pathlist: Iterable[str], **kwargs: Any) -> list[s
         msg = f"One request deletes at most {_AT_ONCE} objects of one bucket. Make several."
         raise ValueError(msg)
     objects = [{"Key": key, **version_id_kw(version)} for _, key, version in named]
+    for path, each in zip(pathlist, objects, strict=True):
+        if etags and etags.get(path) and "VersionId" not in each:
+            each["ETag"] = etags[path]
     try:
         answer = await fs._call_s3("delete_objects", kwargs, Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
     finally:  # only now, as another thread may list them meanwhile
@@ -112,13 +147,17 @@ async def bulk_delete(fs: Any, pathlist: Iterable[str], **kwargs: Any) -> list[s
     return [f"{bucket}/{each['Key']}" for each in answer.get("Deleted", [])]
 
 
-async def rm_file(fs: Any, path: str, **kwargs: Any) -> None:
-    """Delete an object, or the version in the path, by one request; it is no error if it is missing."""
+async def rm_file(fs: Any, path: str, etag: str = "", **kwargs: Any) -> None:
+    """Delete an object, or the version in the path, by one request; it is no error if it is missing.
+
+    An object with another ETag than ``etag`` is not deleted, if the server supports this condition.
+    """
     bucket, key, version = fs.split_path(path)
     if not key:
         raise folder_error(path, "delete")
+    named = version_id_kw(version) or ({"IfMatch": etag} if etag else {})
     try:
-        await fs._call_s3("delete_object", Bucket=bucket, Key=key, **version_id_kw(version))
+        await fs._call_s3("delete_object", Bucket=bucket, Key=key, **named)
     finally:
         fs.invalidate_cache(f"{bucket}/{key}")
 

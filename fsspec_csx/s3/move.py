@@ -11,7 +11,7 @@ from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ChecksumError
 from fsspec_csx.s3.consistent_read import head_object
-from fsspec_csx.s3.delete import delete_objects
+from fsspec_csx.s3.delete import delete_unchanged
 from fsspec_csx.s3.directory_buckets import is_directory_bucket
 from fsspec_csx.s3.names import PathPair, check_distinct, folder_error
 from fsspec_csx.s3.transport.call_scope import contained
@@ -43,15 +43,16 @@ async def mv(
     files = [each for each in pairs if each.type != "directory"]
     moved = [each for each in files if fs.split_path(each.source) != fs.split_path(each.target)]
     calls = [_copy_and_compare(fs, each, **kwargs) for each in moved if not becomes_bucket(fs, each)]
-    await run_in_chunks(calls, batch_size=fs.batch_size, nofiles=True)
-    await delete_objects(fs, [each.source for each in moved])
+    copied = await run_in_chunks(calls, batch_size=fs.batch_size, nofiles=True)
+    await delete_unchanged(fs, {**dict.fromkeys((each.source for each in moved), ""), **dict(copied)})
 
 
 async def mv_file(fs: Any, path1: str, path2: str, **kwargs: Any) -> None:
     await mv(fs, [path1], [path2], **kwargs)
 
 
-async def _copy_and_compare(fs: Any, pair: PathPair, **kwargs: Any) -> None:
+async def _copy_and_compare(fs: Any, pair: PathPair, **kwargs: Any) -> tuple[str, str]:
+    """Copy an object, and return the name and the ETag of the source."""
     try:
         before = await _head(fs, pair.source)
     except FileNotFoundError:
@@ -66,6 +67,7 @@ async def _copy_and_compare(fs: Any, pair: PathPair, **kwargs: Any) -> None:
     if copied["ContentLength"] != before["ContentLength"] or not _may_be_equal(before, copied, of_content):
         reason = f"The copy of {pair.source!r} at {pair.target!r} differs from its source; no source was deleted."
         raise ChecksumError(reason, "Move it again; if that does not help, the server damages data.")
+    return pair.source, str(before["ETag"])
 
 
 async def _head(fs: Any, path: str) -> Mapping[str, Any]:

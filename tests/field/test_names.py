@@ -11,9 +11,11 @@ import pytest
 from conftest import recorded_requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from proxy import Fault, error_answer, fault_proxy, through
 from stores import Store
 
 from fsspec_csx.s3.filesystem import CSXFileSystem
+from fsspec_csx.testing import LocalS3
 
 # Names, each with others that it would stand for if it were a pattern, or that it is the beginning of.
 NAMES: dict[str, list[str]] = {
@@ -377,6 +379,39 @@ def test_move_of_what_is_replaced_meanwhile(store: Store, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="k"):
         store.fs.mv(store.path("k"), store.path("moved"))
     assert store.contents() == {"k": b"new", "moved": b"old"}
+
+
+@pytest.mark.parametrize("names", [["d/a"], ["d/a", "d/b"]])
+def test_move_of_what_is_replaced_last(server: LocalS3, monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
+    """A source that another program replaces after all were compared is not deleted."""
+    store = Store(server.storage_options(), keeps_all_keys=False)
+    store.fill(dict.fromkeys(names, b"old"))
+    method = "_rm_file" if len(names) == 1 else "_bulk_delete"
+    delete, replaced = getattr(CSXFileSystem, method), []
+
+    async def replace_and_delete(*args: Any, **kwargs: Any) -> Any:
+        replaced.append(store.put("d/a", b"new"))
+        return await delete(*args, **kwargs)
+
+    monkeypatch.setattr(CSXFileSystem, method, replace_and_delete)
+    with pytest.raises(OSError, match="d/a"):
+        store.fs.mv(store.path("d"), store.path("moved"), recursive=True)
+    assert len(replaced) == 1
+    assert store.contents() == {"d/a": b"new", **{each.replace("d/", "moved/"): b"old" for each in names}}
+
+
+@pytest.mark.parametrize("names", [["d/a"], ["d/a", "d/b"]])
+@pytest.mark.parametrize("fault", [{"cut_down": 0}, {"answer": error_answer(501, "NotImplemented")}], ids=str)
+def test_move_without_conditions(server: LocalS3, names: list[str], fault: dict[str, Any]) -> None:
+    """A response that is lost, or a server that refuses conditions, does not keep a move from ending."""
+    store = Store(server.storage_options(), keeps_all_keys=False)
+    store.fill(dict.fromkeys(names, b"old"))
+    with fault_proxy(server.endpoint_url) as proxy:
+        method, query = ("DELETE", "") if len(names) == 1 else ("POST", "delete")
+        proxy.faults = [Fault(method, query=query, **fault)]
+        through(proxy, server).mv(store.path("d"), store.path("moved"), recursive=True)
+        assert proxy.faults[0].done == 1
+    assert store.contents() == {each.replace("d/", "moved/"): b"old" for each in names}
 
 
 def test_move_of_what_is_damaged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
