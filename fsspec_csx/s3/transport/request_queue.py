@@ -317,7 +317,7 @@ class RequestQueue(Generic[R]):
                 yield from self._local.made(request.prepare)
             while not turn.given_up:
                 assert request.body is not None
-                attempt = self._slow.begin(request.body)
+                attempt = self._slow.begin(request.body, whole=isinstance(request, QueuedWrite))
                 wait: float | None = 0.0
                 try:
                     wait = yield from self._attempt(turn, request, link)

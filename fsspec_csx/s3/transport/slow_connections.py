@@ -1,7 +1,8 @@
 """Slow connections: a request that takes much longer than its peers gets another connection.
 
-There, a range continues after its last byte, and a body is sent again. The last request decides how long a
-transfer takes, and S3 advises replacing slow ones:
+There, a range continues after its last byte, and a body is sent again; not an object that the server may have already,
+as it could store that late, in place of a newer object. The last request decides how long a transfer takes, and S3
+advises replacing slow ones:
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance-design-patterns.html
 """
 
@@ -26,11 +27,11 @@ _MOST = 4  # the most connections of one transfer to replace
 
 
 class Attempt:
-    """A request on one connection."""
+    """A request on one connection; ``whole`` if its body is an object."""
 
-    def __init__(self, body: RangeRequest | RequestBody) -> None:
+    def __init__(self, body: RangeRequest | RequestBody, *, whole: bool) -> None:
         self.began = time.monotonic()
-        self.body = body
+        self.body, self._whole = body, whole
         self.before = body.filled if isinstance(body, RangeRequest) else 0
         self.ended = False
 
@@ -45,8 +46,10 @@ class Attempt:
         return self.body.length - self.before
 
     def seconds_left(self, taken: float) -> float:
-        """Return how long the rest will take at the present rate; infinity if all of a body was sent."""
+        """Return how long the rest will take at the present rate; infinity if all of a part was sent."""
         moved = self.body.filled - self.before if isinstance(self.body, RangeRequest) else self.body.sent
+        if self._whole and moved == self.length:
+            return 0.0
         return taken * (self.length / moved - 1) if 0 < moved < self.length else float("inf")
 
 
@@ -60,9 +63,9 @@ class SlowConnections:
         self._left = _MOST
         self._looked_at = 0.0
 
-    def begin(self, body: RangeRequest | RequestBody) -> Attempt:
-        """Watch a request until ``end``."""
-        attempt = Attempt(body)
+    def begin(self, body: RangeRequest | RequestBody, *, whole: bool) -> Attempt:
+        """Watch a request until ``end``; ``whole`` if its body is an object."""
+        attempt = Attempt(body, whole=whole)
         self._running.add(attempt)
         return attempt
 

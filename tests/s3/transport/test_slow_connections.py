@@ -110,6 +110,11 @@ def test_few_are_replaced(fs: CSXFileSystem, proxy: FaultProxy) -> None:
     assert RANGES < len(proxy.made("GET")) <= RANGES + 4
 
 
+def is_last_object(request: Request) -> bool:
+    """Whether a request is for the last of the small objects."""
+    return request.path.endswith("small-19")
+
+
 # -- uploads ----------------------------------------------------------------------------------------------------------
 
 
@@ -134,14 +139,28 @@ def test_one_slow_part(fs: CSXFileSystem, proxy: FaultProxy, slow: dict[str, Any
 
 
 def test_one_slow_object(fs: CSXFileSystem, proxy: FaultProxy) -> None:
-    """One of many small objects that stalls is sent again."""
-    contents = {f"slow/small-{number}": os.urandom(200_000) for number in range(20)}
-    proxy.faults = [Fault("PUT", when=lambda request: request.path.endswith("small-19"), stall_up=1000)]
+    """One of many objects that stalls before it is sent completely is sent again."""
+    contents = {f"slow/small-{number}": os.urandom(200_000) for number in range(19)} | {
+        "slow/small-19": DATA[: 7 * MIB]
+    }
+    proxy.faults = [Fault("PUT", when=is_last_object, stall_up=1000)]
     began = time.monotonic()
     fs.pipe(contents)
     assert time.monotonic() - began < 25
     assert len(proxy.made("PUT")) == len(contents) + 1
     assert fs.cat(list(contents)) == contents
+
+
+def test_late_object(fs: CSXFileSystem, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object that was sent completely is not sent again: a late copy could replace a newer object."""
+    monkeypatch.setattr(slow_connections, "_LEAST_SECONDS", 0.3)
+    stored = threading.Event()
+    proxy.faults = [Fault("PUT", when=is_last_object, delay=1.5, after=stored.set)]
+    fs.pipe({f"slow/small-{number}": b"old" for number in range(20)})
+    fs.pipe_file("slow/small-19", b"new")
+    assert stored.wait(60)
+    assert fs.cat_file("slow/small-19") == b"new"
+    assert len(proxy.made("PUT")) == 21
 
 
 @pytest.mark.slow
