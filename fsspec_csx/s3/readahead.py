@@ -218,10 +218,10 @@ class ReadAhead(BaseCache):  # type: ignore[misc]
         zipped = first is not None and bytes(first.data.result()[:4]) == _ZIP_BEGIN
         begin = max(0, self.size - min(_TAIL if zipped else _GAP, self.blocksize))
         self._extend(begin, self.size, 0)
-        end = bytes(self._chunks[-1].data.result()[-_GAP:])
-        self.is_zip = _ZIP_END in end
-        if self.is_zip and zipped:
+        tail = self._chunks[-1]
+        if zipped:
             self._extend(0, self._run_end(0), min(_FIRST_RECORDS, self.blocksize))
+        self.is_zip = _ZIP_END in bytes(tail.data.result()[-_GAP:])
 
     def _extend(self, start: int, stop: int, window: int) -> None:
         """Fetch what is missing from a position up to ``stop``, and ``window`` bytes ahead."""

@@ -22,7 +22,7 @@ import pytest
 import torch
 from conftest import recorded_requests
 from fsspec.callbacks import Callback
-from proxy import Fault, FaultProxy, fault_proxy, through
+from proxy import Fault, FaultProxy, Request, fault_proxy, through
 from s3fs.utils import FileExpired
 
 from fsspec_csx.errors import ObjectNotFoundError
@@ -431,6 +431,28 @@ def test_zip_file_is_read_ahead(fs: CSXFileSystem, monkeypatch: pytest.MonkeyPat
             assert chunks == [(5 * MIB, 5 * MIB + 64 * 1024), *ahead]
             assert file.readinto(record) == len(record)
             assert record == DATA[5 * MIB : 9 * MIB]
+
+
+def test_records_are_requested_with_the_end(server: LocalS3, proxy: FaultProxy) -> None:
+    """A reader of a zip file gets the first records without waiting for the end of the file to arrive."""
+    archive = b"PK\x03\x04" + DATA + b"PK\x05\x06" + bytes(18)
+    fs = through(proxy, server)
+    fs.pipe_file("reading/records", archive)
+    records, in_time = threading.Event(), list[bool]()
+    proxy.faults = [
+        Fault("GET", when=lambda one: last(one) == len(archive), before=lambda: in_time.append(records.wait(8))),
+        Fault("GET", when=lambda one: last(one) > 4 * MIB, before=records.set),
+    ]
+    with fs.open("reading/records", "rb") as file:
+        assert file.read(4) == archive[:4]
+        file.seek(-22, 2)
+        assert file.read() == archive[-22:]
+    assert in_time == [True]
+
+
+def last(request: Request) -> int:
+    """The end of the range of a request."""
+    return request.span[1] if request.span else 0
 
 
 @pytest.mark.parametrize("length", [256, 2048])
