@@ -106,9 +106,10 @@ class CheckpointTransfer:
                 FolderCopy(shards, goal_root, progress, overwrite=overwrite, moving=moving).run()
             return CopyResult(origin.text, goal_root.text, shards.size)
         refuse_index(origin.text)
-        goal, size = self._goal(), origin.state()["size"]
+        goal, before = self._goal(), origin.state()
+        size = before["size"]
         if moving and not overwrite and _is_there(origin, goal):
-            origin.remove()  # an interrupted move left it
+            origin.remove_unchanged(before)  # an interrupted move left it
             return CopyResult(origin.text, goal.text, size)
         _check_target(origin, goal, overwrite)
         with report_progress(callback, goal.text) as progress:
@@ -118,7 +119,7 @@ class CheckpointTransfer:
             if not (moving and rename_file(origin, goal, overwrite=overwrite)):
                 copy_file(origin, goal, meter.advance, overwrite=overwrite, verified=moving)
                 if moving:
-                    origin.remove()
+                    origin.remove_unchanged(before)
             meter.finish()
         return CopyResult(origin.text, goal.text, size)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
+from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 
 from fsspec_csx.errors import CheckpointPathError
@@ -158,6 +159,16 @@ class Location:
                 os.makedirs(folder, exist_ok=True)
             except FileExistsError as error:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from error
+
+    def remove_unchanged(self, before: Mapping[str, Any]) -> None:
+        """Remove the file; raise an OSError if its state is another than before."""
+        if self.is_csx:
+            from fsspec_csx.s3.delete import delete_unchanged
+
+            sync(self.fs.loop, delete_unchanged, self.fs, {self.path: before["ETag"]})
+        else:
+            self.check_state(before)
+            self.remove()
 
     def remove(self) -> None:
         if self.fs is None:

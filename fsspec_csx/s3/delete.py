@@ -7,9 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from s3fs.core import version_id_kw
-from s3fs.utils import FileExpired
 
-from fsspec_csx.s3.client.error_mapping import code_of
+from fsspec_csx.s3.client.error_mapping import code_of, object_changed_error
 from fsspec_csx.s3.consistent_read import head_object
 from fsspec_csx.s3.listing import check_depth, list_keys
 from fsspec_csx.s3.names import expand, folder_error, may_match, not_found_error, path_of
@@ -99,7 +98,7 @@ async def delete_unchanged(fs: Any, etags: Mapping[str, str]) -> None:
     Servers that ignore the condition, as some do, delete what replaced an object a moment before.
 
     Raises:
-        FileExpired: an OSError, if an object has another ETag.
+        ObjectChangedError: an OSError, if an object has another ETag.
     """
     try:
         await delete_objects(fs, etags, etags)
@@ -114,7 +113,7 @@ async def _delete_if_same(fs: Any, path: str, etag: str) -> None:
     except FileNotFoundError:
         return
     if etag and found.get("ETag") != etag:
-        raise FileExpired(path, etag)
+        raise object_changed_error(f"s3://{path}")
     await fs._rm_file(path)
 
 

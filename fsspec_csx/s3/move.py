@@ -31,7 +31,7 @@ async def mv(
 
     Raises:
         ChecksumError: if a copy differs from its source.
-        FileExpired: an OSError, if a source was replaced meanwhile.
+        FileExpired, ObjectChangedError: OSErrors, if a source was replaced meanwhile.
         FileNotFoundError: if nothing has the name or matches the pattern.
         IsADirectoryError: if a source is a folder, unless ``recursive``.
         ValueError: before anything is copied, if a target names a version, or two sources have one target.

@@ -358,6 +358,23 @@ def test_damaged_copy_is_no_move(folder: Callable[[str], str], monkeypatch: pyte
         assert exists(source)
 
 
+def test_replaced_before_the_deletion(folder: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source that another program replaces after it was compared is not deleted."""
+    compared = file_copy.same_content
+
+    def compared_and_replaced(source: Location, target: Location) -> bool:
+        equal = compared(source, target)
+        written(source.text, b"newer")
+        return equal
+
+    monkeypatch.setattr(file_copy, "same_content", compared_and_replaced)
+    for here, there in (("local", "s3"), ("s3", "local"), ("s3", "s3"), ("memory", "local")):
+        source, target = written(f"{folder(here)}/x.mdl", b"bytes"), f"{folder(there)}/y.mdl"
+        with pytest.raises(OSError, match=r"x\.mdl"):
+            move(source, target)
+        assert (content(source), content(target)) == (b"newer", b"bytes")
+
+
 def test_appeared_meanwhile(folder: Callable[[str], str], tmp_path: Path) -> None:
     """A target that another program creates during the copy is not replaced either."""
     source = written(f"{tmp_path}/x.mdl", DATA)
