@@ -42,7 +42,7 @@ _LIMIT = timedelta(seconds=120)
 class OursSharded:
     """``fsspec_csx.distributed``."""
 
-    settings = "8 MiB parts, up to 128 in flight in each rank"
+    settings = "parts of 8 MiB or more, up to 128 in flight in each rank"
 
     def __init__(self, target: Target) -> None:
         from fsspec_csx import distributed

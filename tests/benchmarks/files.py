@@ -35,7 +35,7 @@ class Ours:
         """Part size, and how many parts are moved at a time."""
         from fsspec_csx.s3.transport.transfer import PART
 
-        return f"{PART // _MIB} MiB parts, up to {self._fs.max_concurrency} in flight"
+        return f"parts of {PART // _MIB} MiB or more, up to {self._fs.max_concurrency} in flight"
 
     def save(self, state: State, key: str) -> None:
         """Save."""
