@@ -30,7 +30,7 @@ from fsspec_csx.s3.transport.event_loop import Work
 from fsspec_csx.testing import LocalS3
 
 BUCKET = "interrupts"
-LARGE = 9 * 2**20
+LARGE = 10 * 2**20
 SMALL = 1000
 COUNT = 24
 NAMES = [f"{BUCKET}/many/{number:02}" for number in range(COUNT)]

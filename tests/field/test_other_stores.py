@@ -195,7 +195,7 @@ def test_checksums_of_large_objects_alone_are_refused(
     server: LocalS3, fs: CSXFileSystem, bucket: str, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     """MinIO before 2025 ignores the checksum of a small object, and refuses an upload that names the algorithm."""
-    other, data = through(proxy, server), os.urandom(9 * MIB)
+    other, data = through(proxy, server), os.urandom(10 * MIB)
     other.pipe_file(f"{bucket}/small", b"1")
     refusal = Fault(
         "POST",
@@ -240,7 +240,7 @@ def test_documents_with_a_byte_order_mark() -> None:
 @pytest.mark.parametrize("status", [408, 520])
 def test_statuses_of_proxies(server: LocalS3, fs: CSXFileSystem, bucket: str, proxy: FaultProxy, status: int) -> None:
     """A request that a proxy before the store could not pass on, or not in time, is repeated."""
-    other, data = through(proxy, server), os.urandom(9 * MIB)
+    other, data = through(proxy, server), os.urandom(10 * MIB)
     for method in ("PUT", "POST", "HEAD", "GET"):
         proxy.faults.append(Fault(method, answer=(status, {}, b"<html>not in time</html>")))
     other.pipe_file(f"{bucket}/object", data)

@@ -141,7 +141,7 @@ def test_one_creates(fs: CSXFileSystem, bucket: str, way: str) -> None:
 @pytest.mark.parametrize("way", ["pipe", "open"])
 def test_one_creates_by_parts(server: LocalS3, fs: CSXFileSystem, bucket: str, way: str) -> None:
     """So it is with uploads, as far as the server goes: those succeed, and only those, that it has said yes to."""
-    data = [bytes([number]) * (9 * 2**20) for number in range(20)]
+    data = [bytes([number]) * (10 * 2**20) for number in range(20)]
     path = f"{bucket}/x"
     with fault_proxy(server.endpoint_url) as proxy:
         far = through(proxy, server)

@@ -201,7 +201,7 @@ def test_first_use(fs: CSXFileSystem, bucket: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["put", "pipe"])
 def test_writes_of_all_kinds(server: LocalS3, new_bucket: str, tmp_path: Path, method: str) -> None:
     """Small, empty and large objects of any types are made by a request each, or in parts, in a bucket that is made."""
-    sizes = {"a.txt": 10, "b.json": 0, "c": 3 * 2**20, "d": 9 * 2**20, "e.txt": 2**20, "f g+ü": 3}
+    sizes = {"a.txt": 10, "b.json": 0, "c": 3 * 2**20, "d": 10 * 2**20, "e.txt": 2**20, "f g+ü": 3}
     contents = {name: os.urandom(size) for name, size in sizes.items()}
     objects = {f"{new_bucket}/{name}": data for name, data in contents.items()}
     callback = _Recorded()

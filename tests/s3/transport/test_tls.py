@@ -19,7 +19,7 @@ from fsspec_csx.s3.transport import compat
 from fsspec_csx.testing import LocalS3
 
 MIB = 2**20
-DATA = os.urandom(9 * MIB + 4321)
+DATA = os.urandom(10 * MIB + 4321)
 PATH = "tls/object"
 
 
