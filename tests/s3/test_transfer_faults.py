@@ -877,3 +877,18 @@ def test_exit_by_a_callback(
     assert own_loop.cat_file(PATH, start=0, end=9) == DATA[:9]
     if way != "ready":  # one that can be resumed is kept
         assert uploads_below(own_loop, folder) == []
+
+
+@pytest.mark.slow
+def test_vanished_server(server: LocalS3, bucket: str) -> None:
+    """Idle connections to a server that has vanished cost one time limit, not one for each of them."""
+    objects = {f"{bucket}/{number}": b"%d" % number for number in range(64)}
+    with fault_proxy(server.endpoint_url) as proxy:
+        fs = through(proxy, server, config_kwargs={"read_timeout": 1, "connect_timeout": 30})
+        fs.pipe(objects)
+        proxy.vanish()
+        proxy.requests = []
+        assert fs.cat_file(f"{bucket}/1") == b"1"
+        fs.pipe(objects)
+        assert fs.cat(list(objects)) == objects
+        assert sum(not each.status for each in proxy.requests) == 1

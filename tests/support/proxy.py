@@ -168,6 +168,7 @@ class FaultProxy:
         faults: the rules; the first that fits a request and is not used up counts. May be changed at any time.
         requests: what came, in order.
         resets: how many connections are yet to be reset as they come.
+        vanished: the connections of which nothing more is answered, while they stay open.
     """
 
     def __init__(self, url: str, handshakes: Handshakes | None = None) -> None:
@@ -182,12 +183,17 @@ class FaultProxy:
         self.url = f"http{'s' if handshakes else ''}://127.0.0.1:{self._listener.getsockname()[1]}"
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
+        self.vanished: set[socket.socket] = set()
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
     def made(self, method: str = "", query: str = "") -> list[Request]:
         """The requests of a method, whose query contains something."""
         return [one for one in self.requests if method in ("", one.method) and query in one.query]
+
+    def vanish(self) -> None:
+        """Answer no more on the connections that there are, as a server does whose machine has failed."""
+        self.vanished.update(self._sockets)
 
     def close(self) -> None:
         """Close all connections, and end."""
@@ -252,6 +258,9 @@ class FaultProxy:
         url = urlsplit(target)
         request = Request(method, url.path, url.query, _named(headers))
         fault = self._recorded(request)
+        if client in self.vanished:
+            self._ended.wait(_STALLED_SECONDS)
+            raise _BrokenOffError
         try:
             fault.before()
             if fault.resets:

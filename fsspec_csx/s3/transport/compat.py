@@ -7,7 +7,9 @@ guards against redirects and endless bodies could be bypassed silently.
 from __future__ import annotations
 
 import asyncio.tasks
+import queue
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from ssl import SSLSocket
 from typing import Any
 
@@ -56,7 +58,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "fsspec.asyn:_run_coros_in_chunks": (),
     "s3fs.core:S3FileSystem": ("_call_s3", "_extra_tokenize_attributes", "get_s3"),
     "s3fs.core:S3FileSystem.set_session": ("_prepare_config_kwargs",),
-    "urllib3.connectionpool:HTTPConnectionPool": ("_get_conn", "_prepare_proxy", "_put_conn", "_validate_conn"),
+    "urllib3.connectionpool:HTTPConnectionPool": ("_get_conn", "_prepare_proxy", "_put_conn", "_validate_conn", "pool"),
 }
 
 # The events of a request, and the packages whose handlers are known.
@@ -164,6 +166,21 @@ def take_connection(pool: Any) -> Any:
 
 def give_connection_back(pool: Any, connection: Any) -> None:
     pool._put_conn(connection)
+
+
+def close_idle(pool: Any) -> None:
+    """Close the connections of a pool that no request uses."""
+    idle = []
+    if (waiting := pool.pool) is None:
+        return
+    with suppress(queue.Empty):
+        while True:
+            idle.append(waiting.get_nowait())
+    for connection in filter(None, idle):
+        connection.close()
+    with suppress(queue.Full):  # others were given back meanwhile
+        for _ in idle:
+            waiting.put_nowait(None)
 
 
 def connected_socket(pool: Any, connection: Any, *, forwarded: bool) -> Any:

@@ -205,6 +205,7 @@ class Link:
             self._connection.close()
             if isinstance(error, (TimeoutError, BlockingIOError)):  # the timeout of Python, or of the system
                 self._slots.throttled()
+                compat.close_idle(self.pool)  # if the server has vanished, each would cost another time limit
             raise
         finally:
             interrupt.release()
