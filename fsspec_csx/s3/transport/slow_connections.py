@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Collection
 from statistics import median
 from typing import Any
@@ -20,7 +21,7 @@ from fsspec_csx.s3.transport.request_body import RequestBody
 logger = logging.getLogger("fsspec_csx")
 
 _LOOK_SECONDS = 0.1  # between two checks of the running requests
-_PEERS = 4  # how many requests must have ended before others count as slow
+_PEERS, _RECENT = 4, 100  # how many requests must have ended before others count as slow, and the most that count
 _TIMES = 3  # a slow request has taken this many times as long as its peers, and at least _LEAST_SECONDS
 _LEAST_SECONDS = 0.5
 _MOST = 4  # the most connections of one transfer to replace
@@ -59,7 +60,7 @@ class SlowConnections:
     def __init__(self, waiting: Collection[Any]) -> None:
         self._waiting = waiting
         self._running: set[Attempt] = set()
-        self._taken: list[tuple[float, int]] = []  # seconds and bytes of the finished requests
+        self._taken: deque[tuple[float, int]] = deque(maxlen=_RECENT)  # seconds and bytes of the finished requests
         self._left = _MOST
         self._looked_at = 0.0
 
@@ -77,11 +78,14 @@ class SlowConnections:
 
     def look(self) -> None:
         """Shut down connections that are slow now; called often."""
-        now = time.monotonic()
-        if self._waiting or not self._left or now - self._looked_at < _LOOK_SECONDS:
+        now, before = time.monotonic(), self._looked_at
+        if now - before < _LOOK_SECONDS:
             return
-        self._looked_at, taken = now, self._taken[:]
-        if len(taken) < _PEERS:
+        self._looked_at, taken = now, list(self._taken)
+        if now - before > 2 * _LOOK_SECONDS:  # this process was suspended, or something held the GIL
+            for attempt in list(self._running):
+                attempt.began += now - before if attempt.began < before else 0
+        if self._waiting or not self._left or len(taken) < _PEERS:
             return
         seconds, length = median(each[0] for each in taken), median(each[1] for each in taken)
         for attempt in list(self._running):

@@ -172,6 +172,22 @@ def test_few_parts_are_sent_again(fs: CSXFileSystem, proxy: FaultProxy) -> None:
     assert fs.cat_file(f"{PATH}-sent") == DATA
 
 
+@pytest.mark.slow
+def test_held_process(fs: CSXFileSystem, proxy: FaultProxy) -> None:
+    """Time in which no thread of this process could run does not count as that of a slow request."""
+
+    def hold() -> None:
+        deadline = time.monotonic() + 60
+        while sum(request.ended > 0 for request in proxy.made("PUT")) < PARTS - 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        ctypes.PyDLL(None).usleep(4_000_000)  # with the GIL
+
+    proxy.faults = [Fault("PUT", "partNumber=8&", before=hold)]
+    saved(fs)
+    assert len(proxy.made("PUT")) == PARTS
+
+
 def test_interrupted_stall(fs: CSXFileSystem, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Giving up a file ends the connection of a part that stalls: nothing waits for the time limit."""
     monkeypatch.setattr(slow_connections, "_LEAST_SECONDS", 3600.0)
