@@ -54,16 +54,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             flush()
             return status
     except KeyboardInterrupt:
-        print("cszoo: interrupted", file=sys.stderr)
+        _report("cszoo: interrupted")
         return INTERRUPTED
     except OutputClosedError:  # such as `cszoo ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
         if options.debug or (getattr(options, "runs_code", False) and is_from_user_code(error)):
-            print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
-        print(format_error(error), file=sys.stderr)
+            _report(redact("".join(traceback.format_exception(error))))
+        _report(format_error(error))
         return FAILED
+
+
+def _report(text: str) -> None:
+    with contextlib.suppress(OSError):  # if stderr is a file on a full disk, the exit status must still be right
+        print(text, file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):

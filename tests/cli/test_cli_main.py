@@ -17,8 +17,9 @@ from types import SimpleNamespace
 
 import fsspec.config
 import pytest
-from commands import FAILED, USAGE
+from commands import FAILED, USAGE, cszoo
 
+from fsspec_csx import save
 from fsspec_csx.cli.errors import format_error
 from fsspec_csx.cli.main import INTERRUPTED, main, parser
 from fsspec_csx.cli.output import emit, in_bytes, table
@@ -229,6 +230,17 @@ def test_settings_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main() == 0
     assert backends.csx.storage.s3.profile is None
     assert fsspec.config.conf["s3"] == {"anon": False}
+
+
+def test_full_disk_of_the_log(tmp_path: Path) -> None:
+    """A command that can print neither its result nor its error has failed; it has not found a difference."""
+    save([1], tmp_path / "x.mdl")
+    with open("/dev/full", "w") as full:
+        for name in ("x.mdl", "missing.mdl"):
+            assert (
+                cszoo("verify", str(tmp_path / name), capture_output=False, stdout=full, stderr=full).returncode
+                == FAILED
+            )
 
 
 @pytest.fixture
