@@ -21,7 +21,7 @@ from fsspec_csx.cli import main
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.testing import LocalS3
 
-DATA = os.urandom(9 * MIB)
+DATA = os.urandom(10 * MIB)
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_bar(here: Path, remote: str, fs: CSXFileSystem, server: LocalS3) -> Non
                 shown = b"".join(_pieces(ours))
                 assert process.wait(60) == DONE, shown
             text = shown.decode()
-            assert ("9.00M/9.00M" in text, "B/s" in text, "x.mdl" not in text) == (not quiet, not quiet, True), text
+            assert ("10.0M/10.0M" in text, "B/s" in text, "x.mdl" not in text) == (not quiet, not quiet, True), text
             assert fs.cat_file(f"{remote}/{quiet}.mdl") == DATA
 
 

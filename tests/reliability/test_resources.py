@@ -112,7 +112,7 @@ def test_max_concurrency(server: LocalS3, proxy: FaultProxy, fs: CSXFileSystem, 
     data = bytes(range(256)) * (48 * MIB // 256)
     together = held(proxy, number, "PUT", "partNumber")
     far.pipe_file(f"{bucket}/x", data)
-    assert len(proxy.made("PUT", "partNumber")) == 6
+    assert len(proxy.made("PUT", "partNumber")) == 9
     assert together.most == number
     together = held(proxy, number, "PUT", "partNumber")
     with far.open(f"{bucket}/y", "wb") as file:
