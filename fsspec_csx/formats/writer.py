@@ -78,10 +78,10 @@ class FileWriter(CheckpointWriter):
         """
 
 
-def expect_size(file: Any, size: int) -> None:
-    """Announce to a file about how many bytes it will get, if it has such a method."""
+def expect_size(file: Any, size: int, *, copied: bool) -> None:
+    """Announce about how many bytes a file will get, and whether it must copy many, if it has a method for that."""
     if hasattr(file, "expect_size"):
-        file.expect_size(size)
+        file.expect_size(size, copied=copied)
 
 
 def send_written(file: Any, check: Callable[[], object]) -> None:

@@ -282,11 +282,11 @@ class CSXFile(ReadFile):
         asked, self._asked = self._asked, None
         return bool(super().seekable()) or (asked == calling_instruction() and not self.closed)
 
-    def expect_size(self, size: int) -> None:
-        """Announce the approximate size before any data is written, so that all parts get one size."""
+    def expect_size(self, size: int, *, copied: bool = True) -> None:
+        """Announce the size before any data is written, for parts of one size; ``copied`` unless most is borrowed."""
         self._check_written()
         with self.discarded_on_failure():
-            self._writer.expect(size)
+            self._writer.expect(size, copied=copied)
 
     def send_written(self, check: Callable[[], object]) -> None:
         """Send all data, and wait until only its publication is left; the next call must be ``close``.

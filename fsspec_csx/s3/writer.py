@@ -60,7 +60,6 @@ class PartWriter:
     ) -> None:
         self._call, self._transfer, self._work_for = call, transfer, work_for
         self._first_part = self._part_size = min(first_part or PART, LARGEST_PART)
-        self._borrowed_part = 0  # the least size of parts that are not copied
         self._chosen = first_part is not None
         self._growing, self._checked = growing, checked
         self.upload: MultipartUpload | None = None
@@ -123,8 +122,6 @@ class PartWriter:
 
     def _add(self, view: memoryview, *, stable: bool, borrowed: bool = False, crc64nvme: int | None = None) -> None:
         self._borrowed = self._borrowed or borrowed
-        if borrowed and not self._number:  # all parts have one size
-            self._first_part = self._part_size = max(self._part_size, self._borrowed_part)
         size = len(view)
         if self.upload is None and self._filled + size > self._part_size:
             self._begin()
@@ -149,14 +146,16 @@ class PartWriter:
                 self._send_part()
             self._wait_until(lambda: not self._in_flight)
 
-    def expect(self, size: int) -> None:
-        """Choose the part size for an object of about ``size`` bytes, and create the upload, if nothing was written."""
+    def expect(self, size: int, *, copied: bool) -> None:
+        """Choose the part size for an object of about ``size`` bytes, and create the upload, if nothing was written.
+
+        Parts of which much is ``copied`` are smaller, so that they take less memory.
+        """
         if self._joined or self._filled or self._number or self.copied or self.upload:
             return
-        far, local = self._transfer.slots.seems_far, self._transfer.slots.is_local
+        far, local = self._transfer.slots.seems_far, self._transfer.slots.is_local and not copied
         chosen = self._first_part if self._chosen else None
-        self._first_part = self._part_size = first_part_size(size, chosen, far=far)
-        self._borrowed_part = first_part_size(size, chosen, far=far, local=local)
+        self._first_part = self._part_size = first_part_size(size, chosen, far=far, local=local)
         self._chosen = True
         if size > self._part_size:
             self._begin()

@@ -22,6 +22,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+import torch
 from conftest import recorded_requests
 from fsspec.callbacks import Callback
 from proxy import Fault, FaultProxy, Request, error_answer, through
@@ -29,7 +30,8 @@ from stores import uploads_below
 from thinning import thinned
 
 from fsspec_csx.errors import AccessDeniedError, ObjectChangedError, ObjectExistsError
-from fsspec_csx.s3 import server_copy, writer
+from fsspec_csx.formats.safetensors.writer import file_of
+from fsspec_csx.s3 import part_sizes, server_copy, writer
 from fsspec_csx.s3.filesystem import CSXFileSystem
 from fsspec_csx.s3.part_sizes import PARTS, part_size, part_size_for
 from fsspec_csx.s3.transport import request_queue
@@ -203,11 +205,28 @@ def test_parts_of_a_large_object(server: LocalS3, folder: str, proxy: FaultProxy
     fs.transfer.slots.answered(0.001)  # fast, however busy this machine is
     data = memoryview(bytearray(DATA * 5)[: 70 * MIB])
     with fs.open(f"{folder}/object", "wb") as file:
-        file.expect_size(1024 * MIB)
+        file.expect_size(1024 * MIB, copied=copied > MIB)
         file.write(data[:copied])
         file.write_borrowed(data)
     assert sizes(parts(proxy)) == [size * MIB for size in sent]
     assert fs.cat_file(f"{folder}/object") == bytes(data[:copied]) + bytes(data)
+
+
+@pytest.mark.adaptive
+def test_parts_of_copied_tensors(
+    server: LocalS3, folder: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If some tensors of a state dict must be copied, all parts are small ones, which take less memory."""
+    monkeypatch.setattr(part_sizes, "_LARGE_LOCAL", 64 * MIB)
+    fs = through(proxy, server)
+    fs.connect()
+    fs.transfer.slots.answered(0.001)  # fast, however busy this machine is
+    square = torch.ones(3000, 3000)
+    state = {"a": square, "b": square.clone().t(), "c": square.clone()}
+    with fs.open(f"{folder}/x.safetensors", "wb") as file:
+        file_of(state).write(file, advance=lambda count: None)
+    assert len(parts(proxy)) > 1
+    assert max(sizes(parts(proxy))) <= 16 * MIB
 
 
 def test_nothing_is_left_of_an_expectation(fs: CSXFileSystem, folder: str) -> None:

@@ -51,7 +51,7 @@ class Prepared(NamedTuple):
 
         If the file has ``write_borrowed``, it receives the tensors' memory, which must not change until it is closed.
         """
-        expect_size(file, self.nbytes)
+        expect_size(file, self.nbytes, copied=not all(map(_lies_as_saved, self.tensors)))
         writer = TrackingWriter(file, advance)
         writer.write(self.header)
         staging = torch.empty(_PIECE, dtype=torch.uint8, device="cpu")

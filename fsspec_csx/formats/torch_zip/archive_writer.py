@@ -59,6 +59,11 @@ class Layout:
             end += -end % alignment + size + described
         self.nbytes = end + directory + _END_64.size + _LOCATOR_64.size + _END.size
 
+    @property
+    def is_staged(self) -> bool:
+        """Whether bytes of storages are copied, as the processor cannot read them where they are."""
+        return any(storage.device.type != HERE for storage in self._pickled.storages)
+
     def write(
         self,
         write: Callable[[Any], object],

@@ -37,11 +37,11 @@ class TorchWriter(FileWriter):
         self.nbytes = (self._layout or self._pickled).nbytes
 
     def write(self, file: Any, *, advance: Callable[[int], object]) -> None:
-        expect_size(file, self.nbytes)
         pickled = self._pickled
         assert pickled is not None
         writer = TrackingWriter(file, advance)
         self._layout = self._layout or plan_archive(pickled)
+        expect_size(file, self.nbytes, copied=self._layout is None or self._layout.is_staged)
         if self._layout is None:
             writer.unmasked(lambda: pickled.torch_save(writer))
         else:
