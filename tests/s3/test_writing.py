@@ -33,11 +33,10 @@ from fsspec_csx.errors import AccessDeniedError, ObjectChangedError, ObjectExist
 from fsspec_csx.formats.safetensors.writer import file_of
 from fsspec_csx.s3 import part_sizes, server_copy, writer
 from fsspec_csx.s3.filesystem import CSXFileSystem
-from fsspec_csx.s3.transport.concurrency import RequestSlots
 from fsspec_csx.s3.part_sizes import PARTS, part_size, part_size_for
 from fsspec_csx.s3.transport import request_queue
 from fsspec_csx.s3.transport.checksum import CRC64NVME
-from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS
+from fsspec_csx.s3.transport.concurrency import MIN_REQUESTS, RequestSlots
 from fsspec_csx.s3.transport.event_loop import Work
 from fsspec_csx.s3.transport.transfer import PART
 from fsspec_csx.testing import LocalS3
