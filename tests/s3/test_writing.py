@@ -197,6 +197,7 @@ def test_expected_size(server: LocalS3, folder: str, proxy: FaultProxy) -> None:
         assert fs.cat_file(f"{folder}/object") == data
 
 
+@pytest.mark.adaptive
 @pytest.mark.parametrize(("copied", "sent"), [(0, [64, 6]), (MIB, [64, 7]), (17 * MIB, [16, 16, 16, 16, 16, 7])])
 def test_parts_of_a_large_object(
     server: LocalS3, folder: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, copied: int, sent: list[int]
