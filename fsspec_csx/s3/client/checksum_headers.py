@@ -44,6 +44,7 @@ class ChecksumHeaders:
         """Remove the headers if the server refuses them; a handler of ``request-created``."""
         found = _checksums_in(request.headers)
         if found and (self.supported is False or request.context.get(_WITHOUT)):
+            request.context[_WITHOUT] = True
             for name in found:
                 del request.headers[name]
             if self._checked:
@@ -52,16 +53,16 @@ class ChecksumHeaders:
 
     def answered(self, response: Any = None, request_dict: Any = None, **_: Any) -> float | None:
         """Return 0 to repeat the request at once; a handler of ``needs-retry``."""
-        if response is None or self.supported is not None or not _checksums_in(request_dict["headers"]):
+        if response is None or self.supported or not _checksums_in(request_dict["headers"]):
             return None
         answer, parsed = response
         refused = answer.status_code == 501 or str(parsed.get("Error", {}).get("Code")) in _REFUSALS
-        if not request_dict["context"].get(_WITHOUT):
+        if not request_dict["context"].get(_WITHOUT):  # perhaps sent before another one was refused
             request_dict["context"][_WITHOUT] = refused
-            if answer.status_code < 300:
+            if self.supported is None and answer.status_code < 300:
                 self.supported = True
             return 0.0 if refused else None
-        if not refused and answer.status_code < 500:
+        if self.supported is None and not refused and answer.status_code < 500:
             self.supported = False
             logger.warning("%s have no checksum headers, as the server refuses them.", " and ".join(self.operations))
         return None
