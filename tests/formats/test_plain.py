@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import saved
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch_files import equal, loaded, source_of
 
@@ -150,6 +150,8 @@ def with_pickle(pickle: bytes) -> bytes:
         max_size=3,
     )
 )
+@example([(PICKLE.index(b"X\x05\0\0\0model"), 0x8D)])  # a length beyond all positions
+@example([(232, 150)])
 def test_changed_pickles(changes: list[tuple[int, int]]) -> None:
     """Of a pickle with some other bytes nothing is built, or what torch builds unless it minds what is changed."""
     pickle = bytearray(PICKLE)

@@ -60,7 +60,7 @@ def scan(data: bytes) -> None:
                 at = data.index(b"\n", data.index(b"\n", end) + 1) + 1
             else:
                 at = end if end > at else _behind(data, end)
-    except (LookupError, ValueError, struct.error) as error:
+    except (LookupError, OverflowError, ValueError, struct.error) as error:
         raise ScanError from error
 
 
