@@ -62,7 +62,7 @@ class Empty:
 @pytest.fixture
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """All requests are made at the same moment and have the same number, so that equal ones are signed alike."""
-    moment = datetime.now(timezone.utc).replace(hour=1, minute=2, second=3)  # today, as awscrt has a clock of its own
+    moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
     monkeypatch.setattr(botocore.auth, get_current_datetime.__name__, lambda *_, **__: moment)
     monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=1))
     monkeypatch.setattr(request_template, "invocation_id", lambda: str(uuid.UUID(int=1)))
